@@ -1,3 +1,60 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Instruction decoder and executor.
+//! Instruction decoder and emulator: pure logic, no unsafe, no allocation, no kernel type.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `machine.rs` | what the emulator asks of a vCPU, and why it may stop |
+//! | `insn.rs` | a decoded instruction: operation, operands, sizes |
+//! | `decode.rs` | bytes → instruction: prefixes, opcode map, ModRM, immediate |
+//! | `length.rs` | for every opcode: is there a ModRM byte, how long is the immediate |
+//! | `opcodes.rs` | for the opcodes that are executed or intercepted: operation and operands |
+//! | `address.rs` | memory operand → linear address, with the checks of segmentation |
+//! | `operand.rs` | reading and writing operands |
+//! | `execute.rs` | one instruction, start to end; moves and exchanges |
+//! | `arithmetic.rs` | integer arithmetic, logic and their flags |
+//! | `bits.rs` | BT, BTS, BTR, BTC |
+//! | `string.rs` | MOVS, STOS, LODS, CMPS, SCAS and their repetition |
+//! | `port.rs` | IN, OUT, INS, OUTS |
+//!
+//! # Restarting
+//!
+//! A memory or port access can need userspace. Then [`execute()`] stops with [`Stop::Userspace`], and is called again
+//! with the same instruction once userspace has answered: the accesses that were already made are made again, in the
+//! same order, and answered from the machine's log. So no register, flag or instruction pointer changes before the
+//! last access of an instruction (of an iteration, in a repeated string instruction) has succeeded, and
+//! [`Machine::commit`] tells the machine that the log is spent.
+
+mod address;
+mod arithmetic;
+mod bits;
+mod decode;
+mod execute;
+mod insn;
+mod length;
+mod machine;
+mod opcodes;
+mod operand;
+mod port;
+mod string;
+
+pub use address::linear_address;
+pub use decode::decode;
+pub use decode::DecodeError;
+pub use execute::execute;
+pub use insn::Base;
+pub use insn::Insn;
+pub use insn::Memory;
+pub use insn::Op;
+pub use insn::Operand;
+pub use insn::Register;
+pub use insn::Repeat;
+pub use machine::CodeSize;
+pub use machine::Fault;
+pub use machine::Machine;
+pub use machine::Mode;
+pub use machine::Segment;
+pub use machine::SegmentName;
+pub use machine::Stop;
+pub use operand::load;
+pub use operand::store;
