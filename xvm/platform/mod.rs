@@ -1,3 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The virtual platform: interrupt controllers, timers and interrupt routing.
+//! The virtual platform: interrupt controllers, timers and interrupt routing. It knows no vendor and names no kernel type.
+//!
+//! - [`lapic`]: the local APIC of a vCPU, owned by the vCPU's thread;
+//! - [`mailbox`]: how other threads reach a local APIC;
+//! - [`message`]: what travels between interrupt sources and local APICs.
+//!
+//! Time is passed in by the caller: `now` is nanoseconds of a monotonic clock, `tsc` the guest's time-stamp counter. All of
+//! it is safe against any value from a guest or a VMM.
+
+#[macro_use]
+mod register;
+
+pub mod lapic;
+pub mod mailbox;
+pub mod message;
+
+pub use message::Delivery;
+pub use message::Message;
+
+/// The access raises a general-protection fault, #GP(0), in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gp;
+
+/// The VMM passed something that cannot be: EINVAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalid;
