@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Instruction decoder and emulator: pure logic, no unsafe, no allocation, no kernel type.
+//! Instruction decoder, emulator and guest page-table walker: pure logic, no unsafe, no allocation, no kernel type.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -16,6 +16,7 @@
 //! | `bits.rs` | BT, BTS, BTR, BTC |
 //! | `string.rs` | MOVS, STOS, LODS, CMPS, SCAS and their repetition |
 //! | `port.rs` | IN, OUT, INS, OUTS |
+//! | `walk.rs` | guest linear address → guest-physical address |
 //!
 //! # Restarting
 //!
@@ -37,6 +38,7 @@ mod opcodes;
 mod operand;
 mod port;
 mod string;
+pub mod walk;
 
 pub use address::linear_address;
 pub use decode::decode;
