@@ -1,0 +1,276 @@
+//! A vCPU's thread: enters the guest, answers its exits, reports how the VM ended.
+
+use std::os::fd::OwnedFd;
+use std::panic::{
+    catch_unwind,
+    AssertUnwindSafe, //
+};
+use std::sync::atomic::{
+    AtomicU8,
+    Ordering, //
+};
+use std::sync::mpsc::Sender;
+use std::sync::Arc;
+use std::thread::{
+    self,
+    JoinHandle, //
+};
+
+use anyhow::{
+    Context,
+    Result, //
+};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::signal::{
+    register_signal_handler,
+    Killable,
+    SIGRTMIN, //
+};
+
+use crate::devices::{
+    Devices,
+    Request, //
+};
+use crate::exit::{
+    self,
+    Exit, //
+};
+use crate::stats::Stats;
+
+/// How a VM ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest switched the power off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest ended with a status.
+    Exit(u8),
+    /// HLT where nothing can wake the vCPU.
+    Halted,
+    /// The guest cannot go on; registers and reason.
+    Crashed(String),
+    /// The tool cannot go on.
+    Failed(String),
+    /// The user left.
+    Left,
+    /// A signal asked the tool to end.
+    Signal(u8),
+}
+
+impl From<Request> for Outcome {
+    fn from(request: Request) -> Self {
+        match request {
+            Request::PowerOff => Self::PowerOff,
+            Request::Reset => Self::Reset,
+            Request::Exit(status) => Self::Exit(status),
+            Request::Fail(reason) => Self::Failed(reason),
+        }
+    }
+}
+
+/// Where a vCPU says that the VM has ended.
+#[derive(Clone)]
+pub struct Report {
+    /// What it says.
+    pub outcomes: Sender<Outcome>,
+    /// Becomes readable after that.
+    pub ended: Arc<OwnedFd>,
+}
+
+impl Report {
+    fn send(&self, outcome: Outcome) {
+        // Both fail only when the console has stopped listening, because another vCPU was first.
+        let _ = self.outcomes.send(outcome);
+        let _ = rustix::io::write(&self.ended, &1_u64.to_ne_bytes());
+    }
+}
+
+/// What a vCPU's thread works with.
+pub struct Worker {
+    /// The vCPU, and its number.
+    pub vcpu: VcpuFd,
+    pub id: u8,
+    /// Length of the mapping that the vCPU shares with the kernel.
+    pub map_size: usize,
+    pub devices: Arc<Devices>,
+    pub report: Report,
+    pub stats: Stats,
+}
+
+/// A vCPU whose thread runs.
+pub struct Running {
+    thread: JoinHandle<Worker>,
+    immediate_exit: &'static AtomicU8,
+}
+
+/// Makes the signal that stops vCPUs end `KVM_RUN` and do nothing else. Once per process.
+pub fn prepare_stop_signal() -> Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(SIGRTMIN(), nothing).context("sigaction(SIGRTMIN)")
+}
+
+impl Running {
+    /// Starts the thread.
+    pub fn start(mut worker: Worker) -> Result<Self> {
+        // SAFETY: The thread gives the worker, and with it the vCPU, back when it ends, however it ends; `stop` is the last to
+        // use the reference, before it drops the vCPU.
+        let immediate_exit = unsafe { exit::immediate_exit(&mut worker.vcpu) };
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{}", worker.id))
+            .spawn(move || {
+                let outcome = catch_unwind(AssertUnwindSafe(|| worker.run()));
+                match outcome {
+                    Ok(Some(outcome)) => worker.report.send(outcome),
+                    Ok(None) => {}
+                    Err(_) => worker.report.send(Outcome::Failed(format!(
+                        "the thread of vCPU {} panicked",
+                        worker.id
+                    ))),
+                }
+                worker
+            })
+            .context("a thread for a vCPU")?;
+        Ok(Self {
+            thread,
+            immediate_exit,
+        })
+    }
+
+    /// Stops the vCPU wherever it is, and returns what it counted.
+    pub fn stop(self) -> Result<Stats> {
+        // If the thread is about to enter the guest, the byte turns it back; if it is in the guest, the signal does.
+        self.immediate_exit.store(1, Ordering::SeqCst);
+        if !self.thread.is_finished() {
+            // A thread that ends meanwhile needs no signal.
+            let _ = self.thread.kill(SIGRTMIN());
+        }
+        match self.thread.join() {
+            Ok(worker) => Ok(worker.stats),
+            Err(_) => anyhow::bail!("a vCPU's thread panicked while it reported"),
+        }
+    }
+}
+
+impl Worker {
+    /// Runs the guest; `None` if the vCPU was told to stop.
+    fn run(&mut self) -> Option<Outcome> {
+        loop {
+            if let Err(error) = self.vcpu.run() {
+                match error.errno() {
+                    libc::EINTR if self.told_to_stop() => return None,
+                    libc::EINTR | libc::EAGAIN => continue,
+                    _ => {
+                        return Some(Outcome::Failed(format!(
+                            "KVM_RUN of vCPU {}: {error}{}",
+                            self.id,
+                            self.registers()
+                        )))
+                    }
+                }
+            }
+            self.stats.count(exit::reason(&mut self.vcpu));
+            let outcome = self.handle();
+            if outcome.is_some() {
+                return outcome;
+            }
+        }
+    }
+
+    fn told_to_stop(&mut self) -> bool {
+        self.vcpu.get_kvm_run().immediate_exit != 0
+    }
+
+    fn handle(&mut self) -> Option<Outcome> {
+        let reason = match exit::decode(&mut self.vcpu, self.map_size) {
+            Exit::IoOut { port, size, data } => {
+                self.stats.count_port(port, true);
+                return data
+                    .chunks(size)
+                    .find_map(|item| self.devices.write(port, item))
+                    .map(Outcome::from);
+            }
+            Exit::IoIn { port, size, data } => {
+                self.stats.count_port(port, false);
+                data.chunks_mut(size)
+                    .for_each(|item| self.devices.read(port, item));
+                return None;
+            }
+            Exit::MmioRead { address, data } => {
+                self.stats.count_mmio(address, false);
+                data.fill(0xff);
+                return None;
+            }
+            Exit::MmioWrite { address } => {
+                self.stats.count_mmio(address, true);
+                return None;
+            }
+            Exit::Nothing => return None,
+            Exit::Halt => return Some(Outcome::Halted),
+            Exit::Shutdown => "triple fault".to_string(),
+            Exit::FailEntry { reason, cpu } => {
+                format!("VM entry failed on CPU {cpu}, hardware reason {reason:#x}")
+            }
+            Exit::InternalError { suberror, data } => {
+                format!("the kernel could not go on: KVM_EXIT_INTERNAL_ERROR, suberror {suberror}, data {data:#x?}")
+            }
+            Exit::SystemEvent(event) => return Some(system_event(event)),
+            Exit::Unknown(reason) => format!(
+                "exit reason {reason} ({}), unknown to this tool",
+                Stats::name(reason)
+            ),
+        };
+        Some(Outcome::Crashed(format!(
+            "vCPU {}: {reason}{}",
+            self.id,
+            self.registers()
+        )))
+    }
+
+    /// The registers, for a message; each line begins with a newline.
+    fn registers(&self) -> String {
+        let (Ok(regs), Ok(sregs)) = (self.vcpu.get_regs(), self.vcpu.get_sregs()) else {
+            return "\n  (registers cannot be read)".to_string();
+        };
+        format!(
+            "\n  RIP {:016x}  RSP {:016x}  RFLAGS {:08x}  CS {:04x} base {:x} {}-bit\
+             \n  RAX {:016x}  RBX {:016x}  RCX {:016x}  RDX {:016x}\
+             \n  RSI {:016x}  RDI {:016x}  RBP {:016x}  R8  {:016x}\
+             \n  CR0 {:08x}  CR2 {:016x}  CR3 {:x}  CR4 {:x}  EFER {:x}",
+            regs.rip,
+            regs.rsp,
+            regs.rflags,
+            sregs.cs.selector,
+            sregs.cs.base,
+            if sregs.cs.l == 1 {
+                64
+            } else if sregs.cs.db == 1 {
+                32
+            } else {
+                16
+            },
+            regs.rax,
+            regs.rbx,
+            regs.rcx,
+            regs.rdx,
+            regs.rsi,
+            regs.rdi,
+            regs.rbp,
+            regs.r8,
+            sregs.cr0,
+            sregs.cr2,
+            sregs.cr3,
+            sregs.cr4,
+            sregs.efer,
+        )
+    }
+}
+
+/// KVM_EXIT_SYSTEM_EVENT (api.rst, section 5).
+fn system_event(event: u32) -> Outcome {
+    match event {
+        kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => Outcome::PowerOff,
+        kvm_bindings::KVM_SYSTEM_EVENT_RESET => Outcome::Reset,
+        other => Outcome::Crashed(format!("system event {other}")),
+    }
+}
