@@ -264,17 +264,19 @@ fn group4(selector: u8, operand: Place) -> Entry {
 }
 
 fn group7(s: &Selector) -> Entry {
-    let plain = !s.rep && !s.repne && !s.operand_override;
+    // Some of these are other instructions with a prefix.
+    let repeated = s.rep || s.repne;
+    let plain = !repeated && !s.operand_override;
     match (s.group(), s.is_register()) {
         (4, _) => (Op::Smsw, MwRv, None),
         (6, _) => (Op::Lmsw, Ew, None),
         (7, false) => (Op::Invlpg, M, None),
-        (_, true) if plain => match s.modrm {
-            0xc1 => (Op::Vmcall, None, None),
-            0xc8 => (Op::Monitor, None, None),
-            0xc9 => (Op::Mwait, None, None),
-            0xd1 => (Op::Xsetbv, None, None),
-            0xd9 => (Op::Vmmcall, None, None),
+        (_, true) => match s.modrm {
+            0xc1 if plain => (Op::Vmcall, None, None),
+            0xc8 if plain => (Op::Monitor, None, None),
+            0xc9 if plain => (Op::Mwait, None, None),
+            0xd1 if plain => (Op::Xsetbv, None, None),
+            0xd9 if !repeated => (Op::Vmmcall, None, None),
             0xf9 => (Op::Rdtscp, None, None),
             _ => OTHER,
         },
