@@ -4,7 +4,8 @@
 //!
 //! - [`lapic`]: the local APIC of a vCPU, owned by the vCPU's thread;
 //! - [`mailbox`]: how other threads reach a local APIC;
-//! - [`message`]: what travels between interrupt sources and local APICs.
+//! - [`message`]: what travels between interrupt sources and local APICs;
+//! - [`pic`]: the pair of 8259A.
 //!
 //! Time is passed in by the caller: `now` is nanoseconds of a monotonic clock, `tsc` the guest's time-stamp counter. All of
 //! it is safe against any value from a guest or a VMM.
@@ -15,6 +16,7 @@ mod register;
 pub mod lapic;
 pub mod mailbox;
 pub mod message;
+pub mod pic;
 
 pub use message::Delivery;
 pub use message::Message;
