@@ -2,6 +2,7 @@
 
 //! The virtual platform: interrupt controllers, timers and interrupt routing. It knows no vendor and names no kernel type.
 //!
+//! - [`ioapic`]: the IOAPIC;
 //! - [`lapic`]: the local APIC of a vCPU, owned by the vCPU's thread;
 //! - [`mailbox`]: how other threads reach a local APIC;
 //! - [`message`]: what travels between interrupt sources and local APICs;
@@ -13,6 +14,7 @@
 #[macro_use]
 mod register;
 
+pub mod ioapic;
 pub mod lapic;
 pub mod mailbox;
 pub mod message;
