@@ -29,6 +29,55 @@ pub struct Args {
 pub enum Command {
     /// Boot a Linux kernel, or start a bare image
     Run(RunOptions),
+    /// Show what a device is and can do
+    Info(InfoOptions),
+    /// Measure what exits cost
+    Bench(BenchOptions),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct InfoOptions {
+    /// Device that speaks the KVM ABI
+    #[arg(long, value_name = "PATH", default_value = "/dev/xvm")]
+    pub device: PathBuf,
+}
+
+const BENCH_NOTES: &str = "\
+A guest does each kind of exit in a loop and times it with its TSC: instructions where the TSC counts those (QEMU with
+-icount, Bochs), cycles elsewhere. A number is the median over batches, for one exit, the loop's own cost taken off.
+
+KINDS
+  cpuid       CPUID                                 handled in the kernel
+  msr         RDMSR of IA32_APIC_BASE                      \"
+  hypercall   VMCALL or VMMCALL, unknown number            \"
+  apic        write of the LAPIC's TPR                     \"
+  hlt-wake    IPI to itself, HLT, wake, EOI                \"
+  page-fault  first write to a page of guest memory        \"
+  pio-user    OUT                                   handled in userspace
+  mmio-user   write where there is no memory               \"
+
+OUTPUT
+  RESULT <kind> <ticks>                                          for one device
+  BENCH <vendor> <kind> kvm=<ticks> xvm=<ticks> ratio=<ratio>    with --compare, and a table after that";
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = BENCH_NOTES)]
+pub struct BenchOptions {
+    /// Device that speaks the KVM ABI
+    #[arg(long, value_name = "PATH", default_value = "/dev/xvm")]
+    pub device: PathBuf,
+    /// Measure this device as well (xvm=), and compare it with the first (kvm=)
+    #[arg(long, value_name = "PATH")]
+    pub compare: Option<PathBuf>,
+    /// Name to print for the vendor; svm or vmx, as the device's CPUID says, without this
+    #[arg(long, value_name = "NAME", requires = "compare")]
+    pub vendor: Option<String>,
+    /// Only these kinds, separated by commas
+    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    pub kinds: Vec<String>,
+    /// One JSON object a line instead of RESULT or BENCH
+    #[arg(long)]
+    pub json: bool,
 }
 
 const RUN_NOTES: &str = "\
@@ -177,8 +226,10 @@ mod tests {
     use clap::CommandFactory;
 
     fn run_options(line: &str) -> Result<RunOptions, clap::Error> {
-        let Command::Run(options) = Args::try_parse_from(line.split_whitespace())?.command;
-        Ok(options)
+        match Args::try_parse_from(line.split_whitespace())?.command {
+            Command::Run(options) => Ok(options),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

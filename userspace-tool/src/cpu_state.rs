@@ -40,7 +40,8 @@ const EFER_LMA: u64 = 1 << 10;
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
 // Selectors that the 64-bit boot protocol asks for (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
-const BOOT_CS: u16 = 0x10;
+/// The 64-bit code segment.
+pub const BOOT_CS: u16 = 0x10;
 const BOOT_DS: u16 = 0x18;
 const BOOT_TSS: u16 = 0x20;
 

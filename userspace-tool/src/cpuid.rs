@@ -32,6 +32,18 @@ pub fn supported(kvm: &Kvm) -> Result<CpuId> {
         .context("KVM_GET_SUPPORTED_CPUID")
 }
 
+/// The vendor's name in leaf 0, twelve characters; empty if there is no such leaf.
+pub fn vendor_name(cpuid: &CpuId) -> String {
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0);
+    let registers = leaf.map(|leaf| [leaf.ebx, leaf.edx, leaf.ecx]);
+    registers
+        .iter()
+        .flatten()
+        .flat_map(|register| register.to_le_bytes())
+        .map(char::from)
+        .collect()
+}
+
 /// The CPUID of vCPU `id` of `cpus`, which are the cores of one package with a thread each.
 pub fn for_vcpu(kvm: &Kvm, supported: &CpuId, id: u8, cpus: u8) -> Result<CpuId> {
     let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
@@ -134,6 +146,19 @@ fn set_identity(entry: &mut kvm_cpuid_entry2, id: u8, cpus: u8, tsc_deadline: bo
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_vendor_s_name_is_in_three_registers() -> Result<()> {
+        let leaf = kvm_cpuid_entry2 {
+            ebx: 0x6874_7541,
+            edx: 0x6974_6e65,
+            ecx: 0x444d_4163,
+            ..Default::default()
+        };
+        let cpuid = CpuId::from_entries(&[leaf]).ok().context("one entry")?;
+        assert_eq!(vendor_name(&cpuid), "AuthenticAMD");
+        Ok(())
+    }
 
     #[test]
     fn a_cpu_knows_its_number() {

@@ -1,6 +1,7 @@
 //! Opens the device that speaks the KVM ABI, and says what to do when it does not.
 
 use std::ffi::CString;
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -11,6 +12,8 @@ use anyhow::{
 };
 use kvm_bindings::KVM_API_VERSION;
 use kvm_ioctls::Kvm;
+
+use crate::cpuid;
 
 /// Opens `path` and checks that it speaks KVM API version 12 (api.rst, section 4.1).
 pub fn open(path: &Path) -> Result<Kvm> {
@@ -27,6 +30,35 @@ pub fn open(path: &Path) -> Result<Kvm> {
         bail!("{name}: speaks KVM API version {version}, this tool speaks {KVM_API_VERSION}");
     }
     Ok(kvm)
+}
+
+/// The kind of hardware virtualisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vendor {
+    /// Intel's, and that of CPUs made after it.
+    Vmx,
+    /// AMD's, and that of CPUs made after it.
+    Svm,
+}
+
+impl fmt::Display for Vendor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vmx => "vmx",
+            Self::Svm => "svm",
+        })
+    }
+}
+
+/// The vendor that the device runs on: the one whose name is in the CPUID that it supports.
+pub fn vendor(kvm: &Kvm) -> Result<Vendor> {
+    let supported = cpuid::supported(kvm)?;
+    let name = cpuid::vendor_name(&supported);
+    match name.as_str() {
+        "GenuineIntel" | "CentaurHauls" | "  Shanghai  " => Ok(Vendor::Vmx),
+        "AuthenticAMD" | "HygonGenuine" => Ok(Vendor::Svm),
+        _ => bail!("the device's CPUID names the unknown vendor {name:?}"),
+    }
 }
 
 /// What to do about a device that cannot be opened.

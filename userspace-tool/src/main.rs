@@ -4,13 +4,16 @@
 
 mod acpi;
 mod args;
+mod bench;
 mod boot;
+mod capabilities;
 mod console;
 mod cpu_state;
 mod cpuid;
 mod device;
 mod devices;
 mod exit;
+mod info;
 mod memory;
 mod run;
 mod stats;
@@ -43,6 +46,8 @@ fn main() -> ExitCode {
     };
     let result = match args.command {
         Command::Run(options) => run::run(&options),
+        Command::Info(options) => info::run(&options),
+        Command::Bench(options) => bench::run(&options),
     };
     match result {
         Ok(status) => ExitCode::from(status),

@@ -1,6 +1,7 @@
 //! `xvm run`: builds a VM, lets it run, turns its end into an exit status.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{
     mpsc,
@@ -190,6 +191,9 @@ fn run_machine(
     let stopped: Vec<_> = running.into_iter().map(Running::stop).collect();
     for counted in stopped {
         stats.add(&counted?);
+    }
+    if options.stats {
+        stats.count_in_kernel(&options.device, machine.vm.as_raw_fd());
     }
     outcome
 }

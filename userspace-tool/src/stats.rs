@@ -5,6 +5,9 @@ use std::fmt::{
     self,
     Display, //
 };
+use std::fs;
+use std::os::fd::RawFd;
+use std::path::Path;
 
 use kvm_bindings::*;
 
@@ -14,6 +17,8 @@ pub struct Stats {
     reasons: BTreeMap<u32, u64>,
     ports: BTreeMap<(u16, bool), u64>,
     pages: BTreeMap<(u64, bool), u64>,
+    /// The kernel's own counters of the VM, where debugfs shows them.
+    kernel: BTreeMap<String, u64>,
 }
 
 /// Where the counts by address end: the rest is in the totals.
@@ -35,11 +40,35 @@ impl Stats {
         *self.pages.entry((address & !0xfff, write)).or_default() += 1;
     }
 
+    /// Adds the kernel's counters of the VM with file descriptor `vm`, which are there as long as the VM is.
+    ///
+    /// `/dev/kvm` has them in `/sys/kernel/debug/kvm/PID-FD`, one number a file; another device where it is called so too.
+    pub fn count_in_kernel(&mut self, device: &Path, vm: RawFd) {
+        let Some(name) = device.file_name() else {
+            return;
+        };
+        let folder = Path::new("/sys/kernel/debug")
+            .join(name)
+            .join(format!("{}-{vm}", std::process::id()));
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let value = fs::read_to_string(entry.path())
+                .ok()
+                .and_then(|text| text.trim().parse::<u64>().ok());
+            if let Some(value @ 1..) = value {
+                *self
+                    .kernel
+                    .entry(entry.file_name().to_string_lossy().into_owned())
+                    .or_default() += value;
+            }
+        }
+    }
+
     /// Adds what another vCPU counted.
     pub fn add(&mut self, other: &Self) {
         merge(&mut self.reasons, &other.reasons);
         merge(&mut self.ports, &other.ports);
         merge(&mut self.pages, &other.pages);
+        merge(&mut self.kernel, &other.kernel);
     }
 
     /// An exit reason's name in the ABI, less `KVM_EXIT_`.
@@ -74,9 +103,9 @@ impl Stats {
     }
 }
 
-fn merge<K: Copy + Ord>(into: &mut BTreeMap<K, u64>, from: &BTreeMap<K, u64>) {
+fn merge<K: Clone + Ord>(into: &mut BTreeMap<K, u64>, from: &BTreeMap<K, u64>) {
     for (key, count) in from {
-        *into.entry(*key).or_default() += count;
+        *into.entry(key.clone()).or_default() += count;
     }
 }
 
@@ -111,6 +140,12 @@ impl Display for Stats {
                 "  {count:>10}  MMIO {} page {page:#x}",
                 if write { "write" } else { "read" }
             )?;
+        }
+        if !self.kernel.is_empty() {
+            writeln!(f, "counted by the kernel:")?;
+        }
+        for (name, count) in &self.kernel {
+            writeln!(f, "  {count:>10}  {name}")?;
         }
         Ok(())
     }

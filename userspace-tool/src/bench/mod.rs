@@ -1,0 +1,218 @@
+//! `xvm bench`: what exits cost, on one device or compared between two.
+//!
+//! The guest times itself with its TSC. Where that counts instructions (QEMU's TCG under `-icount`, Bochs) the numbers are
+//! instructions a round trip, elsewhere they are TSC cycles.
+
+mod guest;
+mod machine;
+
+use std::path::Path;
+
+use anyhow::{
+    bail,
+    Context,
+    Result, //
+};
+
+use crate::args::BenchOptions;
+use crate::device::{
+    self,
+    Vendor, //
+};
+use guest::Kind;
+use machine::BenchMachine;
+
+/// What xvm may cost, as a part of KVM's cost, for an exit handled in the kernel and for one that reaches userspace.
+const GOAL_KERNEL: f64 = 0.25;
+const GOAL_USER: f64 = 0.6;
+
+/// A device with its machine and its loop overhead.
+struct Subject {
+    machine: BenchMachine,
+    overhead: f64,
+}
+
+impl Subject {
+    fn new(path: &Path) -> Result<(Self, Vendor)> {
+        let name = path.display();
+        let kvm = device::open(path)?;
+        let vendor = device::vendor(&kvm)?;
+        let mut machine = BenchMachine::new(&kvm).with_context(|| format!("{name}"))?;
+        let overhead = machine
+            .measure(&guest::empty())
+            .with_context(|| format!("{name}"))?;
+        Ok((Self { machine, overhead }, vendor))
+    }
+
+    /// Ticks for one exit of `kind` and its return.
+    fn cost(&mut self, kind: &Kind) -> Result<f64> {
+        Ok((self.machine.measure(kind)? - self.overhead).max(0.0))
+    }
+}
+
+/// Measures, prints, returns the exit status.
+pub fn run(options: &BenchOptions) -> Result<u8> {
+    let (subject, vendor) = Subject::new(&options.device)?;
+    let label = options.vendor.clone().unwrap_or_else(|| vendor.to_string());
+    let kinds = chosen(vendor, &options.kinds)?;
+    match &options.compare {
+        None => measure_one(subject, &kinds, options.json),
+        Some(other) => compare(subject, Subject::new(other)?.0, &kinds, &label, options),
+    }
+}
+
+/// The kinds that were asked for, all without a wish.
+fn chosen(vendor: Vendor, names: &[String]) -> Result<Vec<Kind>> {
+    let all = guest::kinds(vendor);
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| all.iter().all(|kind| kind.name != name.as_str()))
+    {
+        bail!(
+            "--kinds: no exit is called {unknown}: there are {}",
+            all.map(|kind| kind.name).join(", ")
+        );
+    }
+    Ok(all
+        .into_iter()
+        .filter(|kind| names.is_empty() || names.iter().any(|name| name == kind.name))
+        .collect())
+}
+
+fn measure_one(mut subject: Subject, kinds: &[Kind], json: bool) -> Result<u8> {
+    for kind in kinds {
+        let cost = subject.cost(kind)?;
+        if json {
+            println!("{{\"exit\":\"{}\",\"ticks\":{cost:.1}}}", kind.name);
+        } else {
+            println!("RESULT {} {cost:.0}", kind.name);
+        }
+    }
+    Ok(0)
+}
+
+fn compare(
+    mut kvm: Subject,
+    mut xvm: Subject,
+    kinds: &[Kind],
+    label: &str,
+    options: &BenchOptions,
+) -> Result<u8> {
+    let (kvm_name, xvm_name) = (
+        options.device.display(),
+        options
+            .compare
+            .as_deref()
+            .unwrap_or(Path::new(""))
+            .display(),
+    );
+    let mut table = format!("exit         {kvm_name:>12} {xvm_name:>12}    ratio     goal\n");
+    for kind in kinds {
+        let before = kvm.cost(kind).with_context(|| format!("{kvm_name}"))?;
+        let after = xvm.cost(kind).with_context(|| format!("{xvm_name}"))?;
+        let row = Row {
+            name: kind.name,
+            kvm: before,
+            xvm: after,
+        };
+        println!("{}", row.line(label, options.json));
+        table.push_str(&row.to_table());
+    }
+    println!("\n{table}");
+    Ok(0)
+}
+
+/// One kind of exit on both devices.
+struct Row {
+    name: &'static str,
+    kvm: f64,
+    xvm: f64,
+}
+
+impl Row {
+    fn ratio(&self) -> f64 {
+        self.xvm / self.kvm.max(1.0)
+    }
+
+    fn goal(&self) -> f64 {
+        if self.name.contains("user") {
+            GOAL_USER
+        } else {
+            GOAL_KERNEL
+        }
+    }
+
+    fn line(&self, label: &str, json: bool) -> String {
+        let Self { name, kvm, xvm } = self;
+        let ratio = self.ratio();
+        if json {
+            format!("{{\"vendor\":\"{label}\",\"exit\":\"{name}\",\"kvm\":{kvm:.1},\"xvm\":{xvm:.1},\"ratio\":{ratio:.3}}}")
+        } else {
+            format!("BENCH {label} {name} kvm={kvm:.0} xvm={xvm:.0} ratio={ratio:.2}")
+        }
+    }
+
+    fn to_table(&self) -> String {
+        let verdict = if self.ratio() <= self.goal() {
+            "met"
+        } else {
+            "missed"
+        };
+        format!(
+            "{:<12} {:>12.0} {:>12.0} {:>8.2} {:>8.2} {verdict}\n",
+            self.name,
+            self.kvm,
+            self.xvm,
+            self.ratio(),
+            self.goal()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_machine_readable() {
+        let row = Row {
+            name: "cpuid",
+            kvm: 3149.0,
+            xvm: 315.2,
+        };
+        assert_eq!(
+            row.line("svm", false),
+            "BENCH svm cpuid kvm=3149 xvm=315 ratio=0.10"
+        );
+        assert!(row.line("svm", true).contains("\"ratio\":0.100"));
+    }
+
+    #[test]
+    fn the_goal_depends_on_where_the_exit_is_handled() {
+        let verdict = |name, xvm| {
+            Row {
+                name,
+                kvm: 1000.0,
+                xvm,
+            }
+            .to_table()
+        };
+        assert!(verdict("cpuid", 250.0).contains("met"));
+        assert!(verdict("cpuid", 251.0).contains("missed"));
+        assert!(verdict("pio-user", 600.0).contains("met"));
+    }
+
+    #[test]
+    fn kinds_can_be_chosen_and_unknown_ones_are_named() -> Result<()> {
+        let names = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| name.to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(Vendor::Svm, &[])?.len(), 8);
+        assert_eq!(chosen(Vendor::Vmx, &names(&["msr", "apic"]))?.len(), 2);
+        assert!(chosen(Vendor::Vmx, &names(&["msr", "nmi"])).is_err());
+        Ok(())
+    }
+}
