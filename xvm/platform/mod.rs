@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
+//! The virtual platform: interrupt controllers, timers and interrupt routing. It knows no vendor and names no kernel type.
 //!
 //! - [`ioapic`]: the IOAPIC;
 //! - [`lapic`]: the local APIC of a vCPU, owned by the vCPU's thread;
 //! - [`mailbox`]: how other threads reach a local APIC;
 //! - [`message`]: what travels between interrupt sources and local APICs;
 //! - [`pic`]: the pair of 8259A;
-//! - [`pit`]: the 8254 and port 0x61.
+//! - [`pit`]: the 8254 and port 0x61;
+//! - [`routing`]: where GSIs go.
 //!
 //! Time is passed in by the caller: `now` is nanoseconds of a monotonic clock, `tsc` the guest's time-stamp counter. All of
 //! it is safe against any value from a guest or a VMM.
@@ -20,6 +22,7 @@ pub mod mailbox;
 pub mod message;
 pub mod pic;
 pub mod pit;
+pub mod routing;
 
 pub use message::Delivery;
 pub use message::Message;
