@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VMCS fields kept in memory, so that they cost no VMREAD, VMWRITE or VMX operation when it can be helped.
+
+use super::field;
+use super::field::Field;
+use super::vmcs::Vmcs;
+use core::cell::Cell;
+
+/// The fields that nearly every exit asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cached {
+    Rip,
+    Rsp,
+    Rflags,
+    Interruptibility,
+    /// Of the instruction that exited; read-only.
+    InstructionLength,
+}
+
+const COUNT: usize = 5;
+const FIELDS: [Field; COUNT] = [
+    field::GUEST_RIP,
+    field::GUEST_RSP,
+    field::GUEST_RFLAGS,
+    field::GUEST_INTERRUPTIBILITY,
+    field::EXIT_INSTRUCTION_LENGTH,
+];
+
+/// Their values, each read from the VMCS once an exit at most, and written before the next entry if changed.
+///
+/// # Invariants
+///
+/// A bit of `known` is set when the value is the guest's; one of `changed` only with that of `known`, when the VMCS has another.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    values: [Cell<u64>; COUNT],
+    known: Cell<u8>,
+    changed: Cell<u8>,
+}
+
+impl Cache {
+    /// Reads a value.
+    #[inline]
+    pub(super) fn get(&self, vmcs: &Vmcs, which: Cached) -> u64 {
+        let bit = 1 << which as u8;
+        if self.known.get() & bit == 0 {
+            self.values[which as usize].set(vmcs.read(FIELDS[which as usize]));
+            self.known.set(self.known.get() | bit);
+        }
+        self.values[which as usize].get()
+    }
+
+    /// Changes a value.
+    #[inline]
+    pub(super) fn set(&self, which: Cached, value: u64) {
+        let bit = 1 << which as u8;
+        self.values[which as usize].set(value);
+        self.known.set(self.known.get() | bit);
+        self.changed.set(self.changed.get() | bit);
+    }
+
+    /// Whether any value was changed since the last entry.
+    #[inline]
+    pub(super) fn is_changed(&self) -> bool {
+        self.changed.get() != 0
+    }
+
+    /// Writes what was changed. Window only, before an entry.
+    #[inline]
+    pub(super) fn write_back(&self, vmcs: &Vmcs) {
+        let changed = self.changed.replace(0);
+        if changed == 0 {
+            return;
+        }
+        for (n, field) in FIELDS.into_iter().enumerate() {
+            if changed & (1 << n) != 0 {
+                vmcs.write(field, self.values[n].get());
+            }
+        }
+    }
+
+    /// After an exit: the guest has changed everything.
+    #[inline]
+    pub(super) fn forget(&self) {
+        self.known.set(0);
+    }
+
+    /// Reads what isn't known yet, while it is cheap: at the window's end.
+    #[inline]
+    pub(super) fn complete(&self, vmcs: &Vmcs) {
+        use Cached::*;
+        for which in [Rip, Rsp, Rflags, Interruptibility, InstructionLength] {
+            self.get(vmcs, which);
+        }
+    }
+}
+
+/// A control or host field that only the host writes, and mostly with the value that it has.
+#[derive(Debug)]
+pub(super) struct Sticky {
+    field: Field,
+    wanted: u64,
+    written: Option<u64>,
+}
+
+impl Sticky {
+    /// One that wants `value`, not written yet.
+    pub(super) const fn new(field: Field, value: u64) -> Self {
+        Self {
+            field,
+            wanted: value,
+            written: None,
+        }
+    }
+
+    /// What it wants to be.
+    #[inline]
+    pub(super) fn get(&self) -> u64 {
+        self.wanted
+    }
+
+    /// Changes what it wants to be.
+    #[inline]
+    pub(super) fn set(&mut self, value: u64) {
+        self.wanted = value;
+    }
+
+    /// Changes some of its bits.
+    #[inline]
+    pub(super) fn set_bits(&mut self, bits: u32, on: bool) {
+        match on {
+            true => self.wanted |= u64::from(bits),
+            false => self.wanted &= !u64::from(bits),
+        }
+    }
+
+    /// Writes it if it has changed. Window only, before an entry.
+    #[inline]
+    pub(super) fn write_back(&mut self, vmcs: &Vmcs) {
+        if self.written != Some(self.wanted) {
+            vmcs.write(self.field, self.wanted);
+            self.written = Some(self.wanted);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From a VM exit to an [`Exit`] (SDM vol 3, chapter 29 and appendix C).
+
+use super::cache::Cached;
+use super::debug;
+use super::dump;
+use super::event;
+use super::event::Info;
+use super::field;
+use super::vcpu::Vcpu;
+use crate::xvm::exit::CrAccess;
+use crate::xvm::exit::MemoryFault;
+use crate::xvm::exit::PortAccess;
+use crate::xvm::Exit;
+use core::arch::asm;
+
+/// Bit of the exit reason: entry failed, and the guest did not run.
+const ENTRY_FAILURE: u32 = 1 << 31;
+/// The #DB vector.
+const DB: u8 = 1;
+/// The #MC vector.
+const MC: u8 = 18;
+
+/// Basic exit reasons (appendix C).
+mod reason {
+    pub(super) const EXCEPTION_OR_NMI: u16 = 0;
+    pub(super) const EXTERNAL_INTERRUPT: u16 = 1;
+    pub(super) const TRIPLE_FAULT: u16 = 2;
+    pub(super) const INIT: u16 = 3;
+    pub(super) const INTERRUPT_WINDOW: u16 = 7;
+    pub(super) const NMI_WINDOW: u16 = 8;
+    pub(super) const TASK_SWITCH: u16 = 9;
+    pub(super) const CPUID: u16 = 10;
+    pub(super) const GETSEC: u16 = 11;
+    pub(super) const HLT: u16 = 12;
+    pub(super) const INVD: u16 = 13;
+    pub(super) const RDPMC: u16 = 15;
+    pub(super) const VMCALL: u16 = 18;
+    pub(super) const VMCLEAR: u16 = 19;
+    pub(super) const VMXON: u16 = 27;
+    pub(super) const CONTROL_REGISTER: u16 = 28;
+    pub(super) const MOV_DR: u16 = 29;
+    pub(super) const IO: u16 = 30;
+    pub(super) const RDMSR: u16 = 31;
+    pub(super) const WRMSR: u16 = 32;
+    pub(super) const MWAIT: u16 = 36;
+    pub(super) const MONITOR: u16 = 39;
+    pub(super) const PAUSE: u16 = 40;
+    pub(super) const TPR_BELOW_THRESHOLD: u16 = 43;
+    pub(super) const EPT_VIOLATION: u16 = 48;
+    pub(super) const INVEPT: u16 = 50;
+    pub(super) const INVVPID: u16 = 53;
+    pub(super) const WBINVD: u16 = 54;
+    pub(super) const XSETBV: u16 = 55;
+}
+
+/// What the exit that just happened means; `None` if it is dealt with and the guest is to be entered again.
+#[inline]
+pub(super) fn after(vcpu: &mut Vcpu) -> Option<Exit> {
+    let full = vcpu.vmcs.read(field::EXIT_REASON) as u32;
+    event::note_vectoring(vcpu);
+    if full & ENTRY_FAILURE != 0 {
+        return Some(dump::entry_failure(vcpu, full));
+    }
+    Some(match full as u16 {
+        reason::EXCEPTION_OR_NMI => exception(vcpu),
+        reason::EXTERNAL_INTERRUPT | reason::INIT => Exit::Host,
+        reason::TRIPLE_FAULT => Exit::TripleFault,
+        reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
+        reason::NMI_WINDOW => Exit::NmiWindow,
+        reason::TASK_SWITCH => Exit::TaskSwitch,
+        reason::CPUID => Exit::Cpuid,
+        reason::HLT => Exit::Hlt,
+        reason::INVD | reason::WBINVD => Exit::CacheFlush,
+        reason::RDPMC => Exit::Refused,
+        reason::VMCALL => Exit::Hypercall,
+        reason::CONTROL_REGISTER => control_register(qualification(vcpu)),
+        reason::IO => Exit::Port(port(qualification(vcpu))),
+        reason::RDMSR => Exit::MsrRead,
+        reason::WRMSR => Exit::MsrWrite,
+        reason::PAUSE => Exit::Pause,
+        reason::TPR_BELOW_THRESHOLD => Exit::TprChanged,
+        reason::EPT_VIOLATION => memory(vcpu),
+        reason::XSETBV => Exit::Xsetbv,
+        reason::MOV_DR => {
+            debug::load(vcpu);
+            return None;
+        }
+        reason::GETSEC
+        | reason::VMCLEAR..=reason::VMXON
+        | reason::MWAIT
+        | reason::MONITOR
+        | reason::INVEPT
+        | reason::INVVPID => Exit::Undefined,
+        _ => dump::unknown(vcpu, full),
+    })
+}
+
+fn qualification(vcpu: &Vcpu) -> u64 {
+    vcpu.vmcs.read(field::EXIT_QUALIFICATION)
+}
+
+fn exception(vcpu: &mut Vcpu) -> Exit {
+    let info = Info(vcpu.vmcs.read(field::EXIT_INTERRUPTION_INFO) as u32);
+    if info.is_nmi() {
+        // SAFETY: The kernel's NMI handler may run here as anywhere; its IRET ends the blocking of NMIs that the exit left.
+        unsafe { asm!("int 2") };
+        return Exit::Host;
+    }
+    event::block_nmis_again(vcpu, info.nmi_unblocked());
+    match info.vector() {
+        MC => {
+            // SAFETY: As above, for the machine-check handler.
+            unsafe { asm!("int 18") };
+            return Exit::Host;
+        }
+        DB => {
+            let qualification = qualification(vcpu);
+            debug::note_exception(vcpu, qualification);
+            if info.is_int1() {
+                // A trap, though the exit is before the instruction.
+                let length = vcpu.cache.get(&vcpu.vmcs, Cached::InstructionLength);
+                let rip = vcpu.cache.get(&vcpu.vmcs, Cached::Rip);
+                vcpu.cache.set(Cached::Rip, rip.wrapping_add(length));
+            }
+        }
+        _ => {}
+    }
+    Exit::Exception {
+        vector: info.vector(),
+        error_code: info
+            .has_error_code()
+            .then(|| vcpu.vmcs.read(field::EXIT_INTERRUPTION_ERROR_CODE) as u32),
+    }
+}
+
+/// Table 29-3: bits 3:0 the register, 5:4 what is done to it, 11:8 the general register, 31:16 LMSW's operand.
+fn control_register(qualification: u64) -> Exit {
+    let cr = (qualification & 0xf) as u8;
+    let gpr = (qualification >> 8 & 0xf) as u8;
+    Exit::Cr(match qualification >> 4 & 3 {
+        0 => CrAccess::Write { cr, gpr },
+        1 => CrAccess::Read { cr, gpr },
+        2 => CrAccess::Clts,
+        _ => CrAccess::Lmsw((qualification >> 16) as u16),
+    })
+}
+
+/// Table 29-5: bits 2:0 the size less one, 3 input, 4 string, 31:16 the port.
+fn port(qualification: u64) -> PortAccess {
+    PortAccess {
+        port: (qualification >> 16) as u16,
+        size: (qualification & 7) as u8 + 1,
+        input: qualification & 1 << 3 != 0,
+        string: qualification & 1 << 4 != 0,
+    }
+}
+
+/// Table 29-7: bit 1 a write, 2 a fetch, 12 an IRET that had unblocked NMIs.
+fn memory(vcpu: &Vcpu) -> Exit {
+    let qualification = qualification(vcpu);
+    event::block_nmis_again(vcpu, qualification & 1 << 12 != 0);
+    Exit::Memory(MemoryFault {
+        gpa: vcpu.vmcs.read(field::GUEST_PHYSICAL_ADDRESS),
+        write: qualification & 1 << 1 != 0,
+        fetch: qualification & 1 << 2 != 0,
+    })
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A vCPU on VMX: its VMCS and what goes with it.
+
+use super::cache::Cache;
+use super::cache::Sticky;
+use super::capability::Controls;
+use super::debug::Debug;
+use super::ept;
+use super::event::Events;
+use super::field;
+use super::field::primary;
+use super::field::secondary;
+use super::host;
+use super::host::Host;
+use super::msr;
+use super::msr::Switched;
+use super::registers;
+use super::tlb::Tlb;
+use super::tlb::Vpid;
+use super::vmcs::Vmcs;
+use super::world_switch::Frame;
+use crate::linux::page::Page4k;
+use crate::xvm::ops::VcpuConfig;
+use crate::xvm::state::SystemRegs;
+use crate::xvm::state::UserRegs;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+
+/// The exceptions that exit: #DB and #AC, which a guest can make the CPU deliver without end (CVE-2015-5307, CVE-2015-8104), #UD for
+/// hypercalls of the other vendor, #MC because it is the host's.
+const EXCEPTIONS: u64 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
+
+/// PAUSE-loop exiting: the most ticks between two PAUSEs of one loop, and the ticks after which the loop exits.
+const PLE: (u64, u64) = (128, 4096);
+
+/// A vCPU.
+pub(crate) struct Vcpu {
+    pub(super) vmcs: Vmcs,
+    pub(super) frame: Frame,
+    pub(super) cache: Cache,
+    pub(super) controls: Controls,
+    pub(super) primary: Sticky,
+    pub(super) tsc_offset: Sticky,
+    pub(super) tpr_threshold: Sticky,
+    pub(super) events: Events,
+    pub(super) msrs: Switched,
+    pub(super) debug: Debug,
+    pub(super) tlb: Tlb,
+    pub(super) host: Host,
+    /// CR2, which neither entry nor exit switches.
+    pub(super) cr2: u64,
+    /// The guest has been entered in this window: VMRESUME is next.
+    pub(super) launched: bool,
+    /// Of all vCPUs since load; never 0.
+    pub(super) id: u64,
+    /// The page with VTPR.
+    pub(super) virtual_apic: Page4k,
+    msr_bitmap: Page4k,
+}
+
+/// Source of [`Vcpu::id`].
+static LAST_ID: AtomicU64 = AtomicU64::new(0);
+
+impl Vcpu {
+    /// `XvmOps::alloc`.
+    pub(super) fn new(config: &VcpuConfig) -> Result<Self> {
+        let mut controls = Controls::read()?;
+        let vpid = match controls.secondary & secondary::ENABLE_VPID != 0 {
+            true => Vpid::new(),
+            false => None,
+        };
+        if vpid.is_none() {
+            controls.secondary &= !secondary::ENABLE_VPID;
+        }
+        let eptp = ept::pointer(config.root, controls.accessed_dirty);
+        let mut vcpu = Self {
+            vmcs: Vmcs::new()?,
+            frame: Frame::default(),
+            cache: Cache::default(),
+            primary: Sticky::new(field::PRIMARY_CONTROLS, u64::from(controls.primary)),
+            tsc_offset: Sticky::new(field::TSC_OFFSET, 0),
+            tpr_threshold: Sticky::new(field::TPR_THRESHOLD, 0),
+            events: Events::new(),
+            msrs: Switched::new(controls.secondary & secondary::ENABLE_RDTSCP != 0),
+            debug: Debug::new(),
+            tlb: Tlb::new(vpid, eptp, controls.invept, controls.invvpid),
+            host: Host::new(),
+            cr2: 0,
+            launched: false,
+            id: LAST_ID.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
+            virtual_apic: Page4k::new()?,
+            msr_bitmap: msr::bitmap()?,
+            controls,
+        };
+        vcpu.vmcs.with(|| vcpu.initialise());
+        registers::set_system(&mut vcpu, &SystemRegs::at_power_up());
+        registers::load_user(&mut vcpu, &UserRegs::at_power_up());
+        match vcpu.vmcs.take_failure() {
+            None => Ok(vcpu),
+            Some(failure) => {
+                pr_err!("a new VMCS can't be set up: {failure:?}\n");
+                Err(EIO)
+            }
+        }
+    }
+
+    /// Sets the fields that stay. The VMCS must be current.
+    fn initialise(&self) {
+        let (vmcs, controls) = (&self.vmcs, &self.controls);
+        host::initialise(vmcs);
+        registers::initialise(vmcs);
+        msr::initialise(vmcs);
+        vmcs.write(field::PIN_CONTROLS, u64::from(controls.pin));
+        vmcs.write(field::SECONDARY_CONTROLS, u64::from(controls.secondary));
+        vmcs.write(field::EXIT_CONTROLS, u64::from(controls.exit));
+        vmcs.write(field::EXCEPTION_BITMAP, EXCEPTIONS);
+        vmcs.write(field::MSR_BITMAP, self.msr_bitmap.phys());
+        vmcs.write(field::EPT_POINTER, self.tlb.eptp());
+        if controls.secondary & secondary::ENABLE_VPID != 0 {
+            vmcs.write(field::VPID, u64::from(self.tlb.vpid()));
+        }
+        if controls.primary & primary::USE_TPR_SHADOW != 0 {
+            vmcs.write(field::VIRTUAL_APIC_PAGE, self.virtual_apic.phys());
+        }
+        if controls.secondary & secondary::PAUSE_LOOP_EXITING != 0 {
+            vmcs.write(field::PLE_GAP, PLE.0);
+            vmcs.write(field::PLE_WINDOW, PLE.1);
+        }
+        vmcs.write(field::VMCS_LINK_POINTER, u64::MAX);
+        vmcs.write(field::GUEST_DR7, 0x400);
+        for zero in [
+            field::PAGE_FAULT_MASK,
+            field::PAGE_FAULT_MATCH,
+            field::CR3_TARGET_COUNT,
+            field::EXIT_MSR_STORE_COUNT,
+            field::EXIT_MSR_LOAD_COUNT,
+            field::ENTRY_MSR_LOAD_COUNT,
+            field::ENTRY_INTERRUPTION_INFO,
+            field::ENTRY_EXCEPTION_ERROR_CODE,
+            field::ENTRY_INSTRUCTION_LENGTH,
+            field::GUEST_INTERRUPTIBILITY,
+            field::GUEST_ACTIVITY,
+            field::GUEST_PENDING_DEBUG,
+        ] {
+            vmcs.write(zero, 0);
+        }
+    }
+}
