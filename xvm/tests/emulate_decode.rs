@@ -6,6 +6,10 @@
 //! The sweeps go through all opcode and ModRM bytes under many prefixes. The random test decodes
 //! `XVM_DECODE_SAMPLES` byte strings per code size (default 1,000,000), always the same ones.
 
+mod emulate_random;
+
+use emulate_random::samples;
+use emulate_random::Random;
 use iced_x86::Code;
 use iced_x86::CodeSize as IcedCodeSize;
 use iced_x86::Decoder;
@@ -90,10 +94,12 @@ fn difference(ours: &Insn, theirs: &Instruction) -> Option<String> {
     if normalize(ours) != expected {
         return Some(format!("expected {expected:x?}"));
     }
-    let repeated = theirs.is_string_instruction();
-    if repeated && (ours.repeat == Repeat::Rep) != theirs.has_rep_prefix()
-        || repeated && (ours.repeat == Repeat::Repne) != theirs.has_repne_prefix()
-    {
+    let repeat = match (theirs.has_rep_prefix(), theirs.has_repne_prefix()) {
+        (true, _) => Repeat::Rep,
+        (_, true) => Repeat::Repne,
+        _ => Repeat::None,
+    };
+    if theirs.is_string_instruction() && ours.repeat != repeat {
         return Some("repeat prefix".into());
     }
     if ours.lock != theirs.has_lock_prefix() {
@@ -321,38 +327,21 @@ fn system_operation(mnemonic: Mnemonic) -> Op {
     }
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
-        core::array::from_fn(|_| self.next() as u8)
-    }
-}
-
 const PREFIXES: [u8; 16] = [
     0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x41, 0x44, 0x48, 0x4f, 0x66,
 ];
 
+fn bytes(random: &mut Random) -> [u8; 24] {
+    core::array::from_fn(|_| random.next() as u8)
+}
+
 /// Random bytes, most often with a few prefixes and an escape in front.
 fn sample(random: &mut Random) -> [u8; 24] {
-    let mut bytes = random.bytes::<24>();
+    let mut bytes = bytes(random);
     let prefixes = random.below(16).saturating_sub(8);
     let mut position = 0;
     for _ in 0..prefixes {
-        bytes[position] = PREFIXES[random.below(PREFIXES.len())];
+        bytes[position] = random.pick(&PREFIXES);
         position += 1;
     }
     let escape: &[u8] = match random.below(8) {
@@ -367,11 +356,7 @@ fn sample(random: &mut Random) -> [u8; 24] {
 
 #[test]
 fn random_bytes() {
-    let samples = std::env::var("XVM_DECODE_SAMPLES")
-        .ok()
-        .map_or(1_000_000, |n| {
-            n.parse().expect("XVM_DECODE_SAMPLES is a number")
-        });
+    let samples = samples("XVM_DECODE_SAMPLES", 1_000_000);
     let mut random = Random(1);
     let mut valid = 0;
     for _ in 0..samples {
@@ -388,7 +373,7 @@ fn sweep(prefixes: &[u8], random: &mut Random) -> usize {
     let mut valid = 0;
     for opcode in 0..=255 {
         for modrm in 0..=255 {
-            let mut bytes = random.bytes::<24>();
+            let mut bytes = bytes(random);
             bytes[..prefixes.len()].copy_from_slice(prefixes);
             bytes[prefixes.len()] = opcode;
             bytes[prefixes.len() + 1] = modrm;
