@@ -94,7 +94,11 @@ impl Lapic {
 
     /// The VMM sets IA32_APIC_BASE: any mode, and the registers stay.
     pub fn restore_base(&mut self, value: u64, maxphyaddr: u8) -> Result<(), Invalid> {
-        let (base, _) = Base::check(value, maxphyaddr).ok_or(Invalid)?;
+        let (base, mode) = Base::check(value, maxphyaddr).ok_or(Invalid)?;
+        if mode != Mode::X2Apic {
+            // All that the ICR's upper half has there.
+            self.icr.set_high(self.icr.high() & 0xff00_0000);
+        }
         self.base = base;
         Ok(())
     }
