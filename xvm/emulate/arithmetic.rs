@@ -49,7 +49,7 @@ pub(super) fn sub(a: u64, b: u64, borrow: u64, size: u8) -> (u64, u64) {
 
 fn arithmetic_flags(half: u64, carries: u64, overflow: u64, result: u64, size: u8) -> u64 {
     let mut flags = result_flags(result, size);
-    if half & 1 << 4 != 0 {
+    if half & (1 << 4) != 0 {
         flags |= AF;
     }
     if carries & sign(size) != 0 {

@@ -286,17 +286,17 @@ impl ModRm {
 
     /// ModRM.reg without REX.R: an operation in opcode groups.
     fn reg(&self) -> u8 {
-        self.byte >> 3 & 7
+        (self.byte >> 3) & 7
     }
 
     /// ModRM.reg as a register.
     fn reg_register(&self) -> u8 {
-        self.reg() | u8::from(self.extended_reg) << 3
+        self.reg() | (u8::from(self.extended_reg) << 3)
     }
 
     /// ModRM.rm as a register.
     fn rm_register(&self) -> u8 {
-        self.byte & 7 | u8::from(self.extended_rm) << 3
+        self.byte & 7 | (u8::from(self.extended_rm) << 3)
     }
 }
 
@@ -350,7 +350,7 @@ fn read_memory_32(
         let sib = reader.byte()?;
         low_base = sib & 7;
         // RSP can't be an index; R12 can.
-        index = Some(sib >> 3 & 7 | high_index).filter(|&i| i != RSP);
+        index = Some((sib >> 3) & 7 | high_index).filter(|&i| i != RSP);
         scale = 1 << (sib >> 6);
     } else if prefixes.code_size == CodeSize::Bits64 {
         absolute = Base::NextRip;
@@ -473,7 +473,7 @@ impl Parts<'_> {
     }
 
     fn opcode_register(&self) -> u8 {
-        self.opcode & 7 | u8::from(self.prefixes.rex & REX_B != 0) << 3
+        self.opcode & 7 | (u8::from(self.prefixes.rex & REX_B != 0) << 3)
     }
 
     fn offset(&self, size: u8) -> Operand {

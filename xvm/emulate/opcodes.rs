@@ -94,7 +94,7 @@ pub(super) struct Selector {
 impl Selector {
     /// ModRM.reg, which selects in opcode groups.
     fn group(&self) -> u8 {
-        self.modrm >> 3 & 7
+        (self.modrm >> 3) & 7
     }
 
     fn is_register(&self) -> bool {

@@ -91,7 +91,7 @@ pub(super) fn write_register(machine: &mut impl Machine, register: &Register, va
     let old = machine.gpr(register.index);
     let value = value & mask(register.size);
     let new = match (register.size, register.high) {
-        (1, true) => old & !0xff00 | value << 8,
+        (1, true) => old & !0xff00 | (value << 8),
         (1, false) | (2, _) => old & !mask(register.size) | value,
         _ => value,
     };

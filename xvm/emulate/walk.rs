@@ -201,7 +201,7 @@ fn look_up<T: TableAccess>(
         let size = format.entry_size();
         let gpa = table + format.index(linear, level) * u64::from(size);
         let entry = match paging.pdptes {
-            Some(pdptes) if !format.has_rights(level) => pdptes[(linear >> 30 & 3) as usize],
+            Some(pdptes) if !format.has_rights(level) => pdptes[((linear >> 30) & 3) as usize],
             _ => tables.read(gpa, size).map_err(WalkError::Table)?,
         };
         if entry & PRESENT == 0 {
@@ -338,7 +338,7 @@ impl Format {
     }
 
     fn index(self, linear: u64, level: u32) -> u64 {
-        linear >> self.shift(level) & low_bits(self.index_bits())
+        (linear >> self.shift(level)) & low_bits(self.index_bits())
     }
 
     /// Whether entries of `level` have access rights and an accessed flag: PDPTEs of PAE paging have not.
@@ -362,7 +362,7 @@ impl Format {
         let aligned = !low_bits(self.shift(level) as u8);
         match (self, level) {
             // PSE-36: bits 39:32 are in bits 20:13 (Intel SDM vol. 3, table 4-4).
-            (Format::Bits32, 2) => entry & aligned | (entry >> 13 & 0xff) << 32,
+            (Format::Bits32, 2) => entry & aligned | (((entry >> 13) & 0xff) << 32),
             _ => entry & aligned & low_bits(paging.maxphyaddr.min(52)),
         }
     }
@@ -383,7 +383,7 @@ impl Format {
         match (self, level) {
             (Format::Bits32, 2) if leaf => {
                 let address_bits = low_bits(paging.maxphyaddr.clamp(32, 40) - 32);
-                1 << 21 | (0xff & !address_bits) << 13
+                (1 << 21) | ((0xff & !address_bits) << 13)
             }
             (Format::Bits32, _) => 0,
             (Format::Pae, 3) => beyond_address | 0x1e6,
@@ -491,13 +491,13 @@ mod tests {
 
     /// 4-level tables that map one 4 KiB page, with the rights of each level from the leaf up.
     const LINEAR: u64 = 0xffff_8123_4567_89ab;
-    const LEAF: u64 = 0x4000 + (LINEAR >> 12 & 0x1ff) * 8;
+    const LEAF: u64 = 0x4000 + ((LINEAR >> 12) & 0x1ff) * 8;
 
     fn one_page(rights: [u64; 4]) -> Tables {
         tables(&[
-            (0x1000 + (LINEAR >> 39 & 0x1ff) * 8, 0x2000 | rights[3]),
-            (0x2000 + (LINEAR >> 30 & 0x1ff) * 8, 0x3000 | rights[2]),
-            (0x3000 + (LINEAR >> 21 & 0x1ff) * 8, 0x4000 | rights[1]),
+            (0x1000 + ((LINEAR >> 39) & 0x1ff) * 8, 0x2000 | rights[3]),
+            (0x2000 + ((LINEAR >> 30) & 0x1ff) * 8, 0x3000 | rights[2]),
+            (0x3000 + ((LINEAR >> 21) & 0x1ff) * 8, 0x4000 | rights[1]),
             (LEAF, 0x77_7777_7000 | rights[0]),
         ])
     }
@@ -575,17 +575,17 @@ mod tests {
         };
         let no_nx = paging(CR4_PAE, EFER_LMA);
         let cases = [
-            (long_mode(), [ALL | 1 << 40, ALL, ALL, ALL], reserved),
-            (long_mode(), [ALL | 1 << 51, ALL, ALL, ALL], reserved),
-            (long_mode(), [ALL | 1 << 52, ALL, ALL, ALL], None),
+            (long_mode(), [ALL | (1 << 40), ALL, ALL, ALL], reserved),
+            (long_mode(), [ALL | (1 << 51), ALL, ALL, ALL], reserved),
+            (long_mode(), [ALL | (1 << 52), ALL, ALL, ALL], None),
             (
                 long_mode(),
-                [ALL, ALL | LARGE | 1 << 13, ALL, ALL],
+                [ALL, ALL | LARGE | (1 << 13), ALL, ALL],
                 reserved,
             ),
             (
                 long_mode(),
-                [ALL, ALL, ALL | LARGE | 1 << 29, ALL],
+                [ALL, ALL, ALL | LARGE | (1 << 29), ALL],
                 reserved,
             ),
             (long_mode(), [ALL, ALL, ALL, ALL | LARGE], reserved),
@@ -658,17 +658,17 @@ mod tests {
     fn legacy_paging_has_4_mib_pages_with_36_bits() {
         let paging = paging(CR4_PSE, 0);
         let pde = 0x1000 + 0x3ff * 4;
-        let mut memory = tables(&[(pde, 0x0080_0000 | 0x12 << 13 | LARGE | ALL)]);
+        let mut memory = tables(&[(pde, 0x0080_0000 | (0x12 << 13) | LARGE | ALL)]);
         let found = walk(&mut memory, &paging, 0xffff_fffe, WRITE).unwrap();
         assert_eq!((found.gpa, found.page_size), (0x12_00bf_fffe, 4 << 20));
-        memory.entries.insert(pde, 1 << 21 | LARGE | ALL);
+        memory.entries.insert(pde, (1 << 21) | LARGE | ALL);
         let result = walk(&mut memory, &paging, 0xffff_fffe, READ);
         assert_eq!(error_code(result), Some(ERROR_PRESENT | ERROR_RESERVED));
         let narrow = Paging {
             maxphyaddr: 36,
             ..paging
         };
-        memory.entries.insert(pde, 1 << 17 | LARGE | ALL);
+        memory.entries.insert(pde, (1 << 17) | LARGE | ALL);
         let result = walk(&mut memory, &narrow, 0xffff_fffe, READ);
         assert_eq!(error_code(result), Some(ERROR_PRESENT | ERROR_RESERVED));
     }

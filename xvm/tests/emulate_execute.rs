@@ -48,7 +48,7 @@ const DF: u64 = 1 << 10;
 
 /// Memory in which every byte tells its address.
 fn machine(code_size: CodeSize) -> TestMachine {
-    let memory = (0..SIZE).map(|i| (i ^ i >> 8) as u8).collect();
+    let memory = (0..SIZE).map(|i| (i ^ (i >> 8)) as u8).collect();
     TestMachine::new(code_size, BASE, memory)
 }
 
