@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a physical CPU needs for windows: save areas, permission maps, ASIDs, and turning SVM on and off.
+//!
+//! # Beside KVM
+//!
+//! When EFER.SVME is set at the start of a window, KVM has it; then EFER and VM_HSAVE_PA are left alone (the host save area is live only
+//! between VMRUN and #VMEXIT). Otherwise EFER is put back at the end.
+//!
+//! TLB entries are tagged by ASID, and KVM gives out all of them, so no ASID is ours. Neither side may ever use an entry
+//! of the other's guests:
+//!
+//! - A window that borrows uses [`Pool::BORROWED`], drops its entries before the first VMRUN, and again before it closes. For the latter
+//!   it runs a guest that has nothing mapped, whose VMRUN flushes and which exits on its first instruction fetch ([`Cpu::flush_before_return`]).
+//! - A window that doesn't borrow uses the pool's ASIDs, and leaves its entries behind for the next one. KVM flushes the TLB
+//!   before it gives its first ASID. In the other direction, VM_HSAVE_PA tells whether anyone ran guests since: KVM writes it when
+//!   it turns SVM on and off. It keeps our value between windows, and when it doesn't hold it any more, the pool starts anew. With SVME clear
+//!   it has no effect.
+
+use super::asid::Given;
+use super::asid::Pool;
+use super::asid::Tag;
+use super::asm;
+use super::asm::Context;
+use super::permission::PermissionMaps;
+use super::probe;
+use super::probe::Features;
+use super::vmcb::Vmcb;
+use crate::linux::irq::IrqsOff;
+use crate::linux::page::Page4k;
+use crate::linux::x86;
+use crate::xvm::state::UserRegs;
+use core::cell::Cell;
+use core::cell::UnsafeCell;
+use kernel::prelude::*;
+
+/// EFER.
+const MSR_EFER: u32 = 0xc000_0080;
+/// EFER.SVME.
+pub(super) const EFER_SVME: u64 = 1 << 12;
+/// VM_HSAVE_PA.
+const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
+/// TSC_RATIO: guests' TSC by the host's, 32 bits of it behind the point (15.30.5).
+const MSR_TSC_RATIO: u32 = 0xc000_0104;
+/// TSC_RATIO after a reset: 1.0.
+const TSC_RATIO_ONE: u64 = 1 << 32;
+
+/// How SVM was found when the window opened, to be left so.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Found {
+    /// EFER, when SVME was not set in it.
+    efer: Option<u64>,
+    /// TSC_RATIO, when it was not 1.0.
+    tsc_ratio: Option<u64>,
+}
+
+impl Found {
+    /// SVM belongs to KVM.
+    pub(super) fn borrowed(self) -> bool {
+        self.efer.is_none()
+    }
+}
+
+/// What one physical CPU needs.
+///
+/// # Invariants
+///
+/// The cells and `nothing` are used by the thread that has a window open on this CPU, and by no one else.
+pub(crate) struct Cpu {
+    number: u32,
+    features: Features,
+    /// Where VMRUN puts the host's state.
+    host_save: Page4k,
+    /// Where VMSAVE puts the rest of it; a VMCB that is never run.
+    host_vmcb: Page4k,
+    maps: PermissionMaps,
+    nothing: Nothing,
+    asids: Cell<Pool>,
+    /// The vCPU that ran here last, by its number.
+    last_vcpu: Cell<u64>,
+}
+
+// SAFETY: By the type's invariant the cells are used by one thread at a time; the rest is constant.
+unsafe impl Sync for Cpu {}
+
+impl Cpu {
+    /// Makes what CPU `number` needs. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(super) fn new(number: u32) -> Result<Self> {
+        let features = probe::features()?;
+        let maps = PermissionMaps::new()?;
+        Ok(Self {
+            number,
+            features,
+            host_save: Page4k::new()?,
+            host_vmcb: Page4k::new()?,
+            nothing: Nothing::new(&features, &maps)?,
+            maps,
+            asids: Cell::new(Pool::new(number, features.asids)),
+            last_vcpu: Cell::new(0),
+        })
+    }
+
+    /// Its number.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The permission maps of every guest that runs here.
+    pub(super) fn maps(&self) -> &PermissionMaps {
+        &self.maps
+    }
+
+    /// Physical address of where VMSAVE puts the host's state.
+    pub(super) fn host_vmcb(&self) -> u64 {
+        self.host_vmcb.phys()
+    }
+
+    /// Turns SVM on, or finds it on.
+    pub(super) fn enable(&self, _irqs: &IrqsOff) -> Found {
+        // SAFETY: `probe` saw SVM here, so both MSRs exist.
+        let (efer, host_save) = unsafe { (x86::rdmsr(MSR_EFER), x86::rdmsr(MSR_VM_HSAVE_PA)) };
+        let ours = self.host_save.phys();
+        if efer & EFER_SVME != 0 {
+            if host_save == 0 {
+                // KVM is about to write its own.
+                // SAFETY: The page is a host save area as good as any, and KVM's write replaces it.
+                unsafe { x86::wrmsr(MSR_VM_HSAVE_PA, ours) };
+            }
+            return Found {
+                efer: None,
+                tsc_ratio: self.enable_tsc_ratio(),
+            };
+        }
+        // SAFETY: `probe` saw SVM, not turned off; `disable` undoes it before interrupts go on.
+        unsafe { x86::wrmsr(MSR_EFER, efer | EFER_SVME) };
+        if host_save != ours {
+            let mut asids = self.asids.get();
+            asids.forget();
+            self.asids.set(asids);
+            // SAFETY: The page is ours, lives as long as the module, and nobody else uses SVM here now.
+            unsafe { x86::wrmsr(MSR_VM_HSAVE_PA, ours) };
+        }
+        Found {
+            efer: Some(efer),
+            tsc_ratio: None,
+        }
+    }
+
+    /// KVM leaves its last guest's TSC_RATIO in the CPU; puts 1.0 there. Returns what it found, if it was another.
+    fn enable_tsc_ratio(&self) -> Option<u64> {
+        if !self.features.tsc_scaling {
+            return None;
+        }
+        // SAFETY: CPUID has TscRateMsr.
+        let found = unsafe { x86::rdmsr(MSR_TSC_RATIO) };
+        if found == TSC_RATIO_ONE {
+            return None;
+        }
+        // SAFETY: As above; it is the value after a reset and affects guests alone.
+        unsafe { x86::wrmsr(MSR_TSC_RATIO, TSC_RATIO_ONE) };
+        Some(found)
+    }
+
+    /// Leaves SVM as `enable` found it.
+    pub(super) fn disable(&self, found: Found, _irqs: &IrqsOff) {
+        if let Some(ratio) = found.tsc_ratio {
+            // SAFETY: It was read from this MSR.
+            unsafe { x86::wrmsr(MSR_TSC_RATIO, ratio) };
+        }
+        if let Some(efer) = found.efer {
+            // SAFETY: It was read from this MSR on this CPU, and interrupts were off since.
+            unsafe { x86::wrmsr(MSR_EFER, efer) };
+        }
+    }
+
+    /// Whether `tag` may be used here as it is.
+    pub(super) fn is_current(&self, tag: Tag) -> bool {
+        self.asids.get().is_current(tag)
+    }
+
+    /// Gives an ASID that is in no TLB entry, once its flush is obeyed.
+    pub(super) fn give_asid(&self) -> Given {
+        let mut asids = self.asids.get();
+        let given = asids.give();
+        self.asids.set(asids);
+        given
+    }
+
+    /// Keeps what one guest taught the branch predictors from another: an IBPB when `vcpu` isn't the one that ran here last.
+    pub(super) fn separate(&self, vcpu: u64) {
+        if self.last_vcpu.replace(vcpu) != vcpu && self.features.ibpb {
+            // SAFETY: The feature says that MSR PRED_CMD is there.
+            unsafe { asm::xvm_svm_ibpb() };
+        }
+    }
+
+    /// Drops the TLB entries of [`Pool::BORROWED`] before KVM runs again. Within a window.
+    pub(super) fn flush_before_return(&self) {
+        self.nothing.run();
+    }
+}
+
+/// A guest without memory: its VMRUN flushes the TLB, and it exits when it fetches its first instruction, or before. No translation
+/// of its own can come of it, there being none.
+struct Nothing {
+    vmcb: Page4k,
+    context: UnsafeCell<Context>,
+    /// The root of its nested page tables, empty.
+    _root: Page4k,
+}
+
+// SAFETY: `Context` is plain data.
+unsafe impl Send for Nothing {}
+
+impl Nothing {
+    fn new(features: &Features, maps: &PermissionMaps) -> Result<Self> {
+        let (vmcb, root) = (Page4k::new()?, Page4k::new()?);
+        // SAFETY: A zeroed page of our own, large enough and aligned, is a `Vmcb`.
+        let fields = unsafe { &mut *vmcb.as_ptr().cast::<Vmcb>() };
+        fields.reset(features, root.phys());
+        fields.control.set_maps(maps);
+        fields.control.asid = Pool::BORROWED;
+        fields.control.tlb_control = features.flush();
+        Ok(Self {
+            context: UnsafeCell::new(Context::new(vmcb.phys())),
+            vmcb,
+            _root: root,
+        })
+    }
+
+    fn run(&self) {
+        // SAFETY: By the invariant of `Cpu` nobody else uses the context and the VMCB, which is valid and lives as long as `self`; the
+        // caller is within a window.
+        unsafe { asm::xvm_svm_run(self.context.get()) };
+        // SAFETY: As above. It should not have executed anything; in any case it begins anew.
+        let save = unsafe { &mut (*self.vmcb.as_ptr().cast::<Vmcb>()).save };
+        save.set_user_regs(&UserRegs::at_power_up());
+    }
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Events: what goes to the guest through EVENTINJ and V_IRQ, and what comes back when its delivery was cut short
+//! (APM vol 2, 15.20 and 15.21).
+//!
+//! External interrupts go through V_IRQ: the CPU itself waits until RFLAGS.IF, CR8 and the interrupt shadow allow them. One whose delivery was cut short is
+//! given back by EXITINTINFO, and then goes through EVENTINJ. A window for userspace's interrupts is a V_IRQ that ignores CR8 and
+//! whose delivery is intercepted (VINTR).
+
+use super::vcpu::Vcpu;
+use super::vmcb::kind;
+use super::vmcb::EventField;
+use crate::xvm::ops::Delivery;
+use crate::xvm::ops::Offer;
+use crate::xvm::state::Event;
+use crate::xvm::state::Interruptibility;
+
+/// RFLAGS.IF.
+const RFLAGS_IF: u64 = 1 << 9;
+/// #BP and #OF.
+const INT3: u8 = 3;
+const INTO: u8 = 4;
+
+/// The state of a vCPU's events that the VMCB doesn't hold.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Events {
+    /// The interrupt in V_IRQ.
+    offered: Option<u8>,
+    /// The guest took the one that was offered.
+    taken: bool,
+    /// What the vendor-neutral layer wants to be told.
+    interrupt_window: bool,
+    pub(super) nmi_window: bool,
+    /// EXITINTINFO of the last exit, until it is handed out.
+    cut_short: Option<EventField>,
+    /// A software interrupt was injected by moving RIP behind the instruction: where it is now, and was before.
+    moved: Option<(u64, u64)>,
+}
+
+impl EventField {
+    fn new(kind: u8, vector: u8, error_code: Option<u32>) -> Self {
+        let field = Self::NONE.with_vector(vector).with_valid(true);
+        let field = match kind {
+            kind::INTERRUPT => field.with_const_kind::<{ kind::INTERRUPT as u64 }>(),
+            kind::NMI => field.with_const_kind::<{ kind::NMI as u64 }>(),
+            kind::SOFTWARE => field.with_const_kind::<{ kind::SOFTWARE as u64 }>(),
+            _ => field.with_const_kind::<{ kind::EXCEPTION as u64 }>(),
+        };
+        match error_code {
+            Some(code) => field.with_has_error_code(true).with_error_code(code),
+            None => field,
+        }
+    }
+}
+
+impl Vcpu {
+    /// Delivers `event` at the next entry.
+    pub(super) fn inject(&mut self, event: Event) {
+        let field = match event {
+            Event::Interrupt(vector) => EventField::new(kind::INTERRUPT, vector, None),
+            Event::Nmi => {
+                self.begin_nmi();
+                EventField::new(kind::NMI, 2, None)
+            }
+            Event::Exception { vector, error_code } => {
+                EventField::new(kind::EXCEPTION, vector, error_code)
+            }
+            Event::Software {
+                vector,
+                length,
+                exception,
+            } => {
+                self.inject_software(length);
+                let kind = match exception {
+                    true => kind::EXCEPTION,
+                    false => kind::SOFTWARE,
+                };
+                EventField::new(kind, vector, None)
+            }
+        };
+        self.vmcb_mut().control.event_injection = field;
+    }
+
+    /// The return address of a software interrupt is behind its instruction: in NextRIP, where the CPU has it, and in RIP otherwise.
+    fn inject_software(&mut self, length: u8) {
+        let next_rip = self.features.next_rip;
+        let vmcb = self.vmcb_mut();
+        let rip = vmcb.save.rip;
+        let behind = rip.wrapping_add(u64::from(length));
+        if next_rip {
+            vmcb.control.next_rip = behind;
+        } else {
+            vmcb.save.rip = behind;
+            self.events.moved = Some((behind, rip));
+        }
+    }
+
+    /// Offers an interrupt or none, asks for windows or none. Never delivers for certain: the CPU itself waits for the guest.
+    #[inline]
+    pub(super) fn offer(&mut self, offer: Offer) {
+        self.events.taken = false;
+        self.events.nmi_window = offer.nmi_window;
+        let window = offer.interrupt_window;
+        if self.events.offered != offer.vector || self.events.interrupt_window != window {
+            self.events.offered = offer.vector;
+            self.events.interrupt_window = window;
+            self.vmcb_mut().control.intercept_virtual_interrupt(window);
+            self.request_virtual_interrupt();
+        }
+    }
+
+    /// What became of events at the last exit; once.
+    #[inline]
+    pub(super) fn delivery(&mut self) -> Delivery {
+        Delivery {
+            interrupt_taken: core::mem::take(&mut self.events.taken),
+            cut_short: self.take_cut_short(),
+        }
+    }
+
+    /// Brings V_IRQ in line with what is offered and asked for.
+    fn request_virtual_interrupt(&mut self) {
+        let window = self.events.interrupt_window;
+        let vector = self.events.offered;
+        let control = &mut self.vmcb_mut().control;
+        control.interrupt = control
+            .interrupt
+            .with_irq(window || vector.is_some())
+            .with_ignore_tpr(window)
+            .with_interrupt(vector.unwrap_or(0));
+        control.clean = control.clean.with_interrupt(false);
+    }
+
+    /// After an exit: sees what became of the events.
+    #[inline]
+    pub(super) fn settle_events(&mut self) {
+        let control = &mut self.vmcb_mut().control;
+        let injected = control.event_injection;
+        control.event_injection = EventField::NONE;
+        let cut_short = control.exit_event;
+        let pending = control.interrupt.irq();
+        if cut_short.valid() {
+            self.events.cut_short = Some(cut_short);
+        }
+        if self.events.offered.is_some() && !self.events.interrupt_window {
+            // The CPU takes V_IRQ back when it begins the delivery; some do so at its end.
+            let begun = cut_short.valid()
+                && *cut_short.kind() == u64::from(kind::INTERRUPT)
+                && !injected.valid();
+            if begun || !pending {
+                self.events.offered = None;
+                self.events.taken = true;
+                if pending {
+                    self.request_virtual_interrupt();
+                }
+            }
+        }
+    }
+
+    /// The event whose delivery the last exit cut short. Software interrupts are not among them: RIP is at their instruction, which does it again.
+    fn take_cut_short(&mut self) -> Option<Event> {
+        let moved = self.events.moved.take();
+        let field = self.events.cut_short.take()?;
+        let vector = *field.vector() as u8;
+        let error_code = field.has_error_code().then(|| *field.error_code() as u32);
+        match *field.kind() as u8 {
+            kind::INTERRUPT => Some(Event::Interrupt(vector)),
+            kind::NMI => {
+                self.abandon_nmi();
+                Some(Event::Nmi)
+            }
+            kind::EXCEPTION if vector != INT3 && vector != INTO => {
+                Some(Event::Exception { vector, error_code })
+            }
+            _ => {
+                if let Some((behind, before)) = moved {
+                    let save = &mut self.vmcb_mut().save;
+                    if save.rip == behind {
+                        save.rip = before;
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    /// What keeps interrupts and NMIs from the guest.
+    pub(super) fn interruptibility(&self) -> Interruptibility {
+        let vmcb = self.vmcb();
+        Interruptibility {
+            interrupt_flag: vmcb.save.rflags & RFLAGS_IF != 0,
+            sti: vmcb.control.interrupt_state.shadow().into(),
+            mov_ss: false,
+            nmi: self.nmi_blocked(),
+        }
+    }
+
+    /// Sets that, but for RFLAGS.
+    pub(super) fn set_interruptibility(&mut self, state: Interruptibility) {
+        let control = &mut self.vmcb_mut().control;
+        control.interrupt_state = control
+            .interrupt_state
+            .with_shadow(state.sti || state.mov_ss);
+        if state.nmi != self.nmi_blocked() {
+            match state.nmi {
+                true => self.begin_nmi(),
+                false => self.abandon_nmi(),
+            }
+        }
+    }
+}
