@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The machine's CPUs: those online at load, those that come later, and prodding one.
+
+use super::ffi;
+use kernel::bindings;
+use kernel::prelude::*;
+use kernel::sync::SetOnce;
+
+/// What is checked on each CPU. One for the module: the kernel's callback has no argument.
+static CHECK: SetOnce<fn() -> Result> = SetOnce::new();
+
+/// A check that has passed on every online CPU, and must pass on each that comes online; ends when it is dropped.
+///
+/// # Invariants
+///
+/// `state` is a hotplug state that was set up.
+pub(crate) struct OnlineCheck {
+    state: bindings::cpuhp_state,
+}
+
+impl OnlineCheck {
+    /// Runs `check` on all online CPUs, and from now on each that comes online. May sleep; once in the module's life.
+    ///
+    /// # Errors
+    ///
+    /// What `check` returned on a CPU that failed; `EBUSY` if there is a check already.
+    pub(crate) fn new(check: fn() -> Result) -> Result<Self> {
+        if !CHECK.populate(check) {
+            return Err(EBUSY);
+        }
+        // SAFETY: The callback lives as long as the module, and `drop` removes it.
+        let state = unsafe {
+            bindings::__cpuhp_setup_state(
+                bindings::cpuhp_state_CPUHP_AP_ONLINE_DYN,
+                kernel::str::as_char_ptr_in_const_context(c"xvm:online"),
+                true,
+                Some(online),
+                None,
+                false,
+            )
+        };
+        if state < 0 {
+            return Err(Error::from_errno(state));
+        }
+        // INVARIANT: Just set up.
+        Ok(Self {
+            state: state as bindings::cpuhp_state,
+        })
+    }
+}
+
+impl Drop for OnlineCheck {
+    fn drop(&mut self) {
+        // SAFETY: By the type's invariant.
+        unsafe { bindings::__cpuhp_remove_state(self.state, false) };
+    }
+}
+
+/// # Safety
+///
+/// Called by the kernel on the CPU that comes online, in a thread bound to it.
+unsafe extern "C" fn online(cpu: u32) -> c_int {
+    let result = CHECK.as_ref().map_or(Ok(()), |check| check());
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            pr_err!("CPU {} can't run guests as the others do\n", cpu);
+            error.to_errno()
+        }
+    }
+}
+
+/// Number of CPU numbers that are possible.
+pub(crate) fn possible() -> u32 {
+    kernel::cpu::nr_cpu_ids()
+}
+
+/// Interrupts `cpu`, so that a guest there exits; a host interrupt without further effect. From any context.
+pub(crate) fn kick(cpu: u32) {
+    // SAFETY: The caller's number was an online CPU's; sending to one that went offline has no effect.
+    unsafe { ffi::xvm_kick(cpu) };
+}
+
+/// Interrupts `cpu` and waits until it has taken the interrupt: what ran there with interrupts off has ended. Not with interrupts off.
+pub(crate) fn kick_and_wait(cpu: u32) {
+    // SAFETY: The function does nothing and has no argument. A CPU that is offline runs no guest; the error says so.
+    let _ = unsafe { bindings::smp_call_function_single(cpu as c_int, Some(nothing), core::ptr::null_mut(), true) };
+}
+
+/// # Safety
+///
+/// None.
+unsafe extern "C" fn nothing(_: *mut core::ffi::c_void) {}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Declarations of `helpers.c`, and of the few kernel functions that the kernel's own bindings lack.
+//!
+//! Safety: none of these is meant to be called outside of `linux/`, where each call argues for itself.
+
+use core::ffi::c_void;
+use kernel::bindings;
+use kernel::ffi::c_char;
+use kernel::ffi::c_int;
+
+extern "C" {
+    pub(super) fn xvm_preempt_disable();
+    pub(super) fn xvm_preempt_enable();
+    pub(super) fn xvm_irq_disable();
+    pub(super) fn xvm_irq_enable();
+    pub(super) fn xvm_need_resched() -> bool;
+    pub(super) fn xvm_signal_pending() -> bool;
+    pub(super) fn xvm_cpu() -> u32;
+    pub(super) fn xvm_page_to_phys(page: *mut bindings::page) -> usize;
+    pub(super) fn xvm_phys_to_virt(phys: usize) -> *mut c_void;
+    pub(super) fn xvm_virt_to_phys(address: *mut c_void) -> usize;
+    pub(super) fn xvm_kick(cpu: u32);
+    pub(super) fn xvm_host_has(feature: u32) -> bool;
+    pub(super) fn xvm_host_has_bug(bug: u32) -> bool;
+    pub(super) fn xvm_cpu_dr7() -> usize;
+    pub(super) fn xvm_load_fixmap_gdt();
+    pub(super) fn xvm_tss_address() -> usize;
+    pub(super) fn xvm_invalidate_tss_limit();
+    pub(super) fn xvm_load_ds(selector: u16);
+    pub(super) fn xvm_load_es(selector: u16);
+    pub(super) fn xvm_load_fs(selector: u16);
+    pub(super) fn xvm_load_gs(selector: u16);
+    pub(super) fn xvm_set_ibpb_exit_to_user();
+    pub(super) fn xvm_rdtsc() -> u64;
+    pub(super) fn xvm_tsc_khz() -> u32;
+    pub(super) fn xvm_rdmsr_safe(msr: u32, value: *mut u64) -> c_int;
+    pub(super) fn xvm_wrmsr_safe(msr: u32, value: u64) -> c_int;
+    pub(super) fn xvm_put_page(page: *mut bindings::page);
+    pub(super) fn xvm_set_page_dirty(page: *mut bindings::page);
+    pub(super) fn xvm_page_is_huge(page: *mut bindings::page) -> bool;
+    pub(super) fn xvm_mmgrab(mm: *mut bindings::mm_struct);
+    pub(super) fn xvm_mmdrop(mm: *mut bindings::mm_struct);
+    pub(super) fn xvm_cond_resched();
+    pub(super) fn xvm_user_cmpxchg4(address: usize, old: u32, new: u32) -> c_int;
+    pub(super) fn xvm_user_cmpxchg8(address: usize, old: u64, new: u64) -> c_int;
+    pub(super) fn xvm_host_encrypts_memory() -> bool;
+    pub(super) fn xvm_machine_check();
+    pub(super) fn spec_ctrl_current() -> u64;
+
+    pub(super) fn anon_inode_getfd(
+        name: *const c_char,
+        fops: *const bindings::file_operations,
+        private: *mut c_void,
+        flags: c_int,
+    ) -> c_int;
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * One-line helpers for what is a macro or a static inline in the kernel's headers, each called from one place in linux/.
+ */
+#include <linux/cpuhotplug.h>
+#include <linux/interrupt.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/preempt.h>
+#include <linux/sched.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/smp.h>
+#include <linux/swait.h>
+#include <linux/uaccess.h>
+#include <linux/cc_platform.h>
+#include <asm/cpu_entry_area.h>
+#include <asm/cpufeature.h>
+#include <asm/debugreg.h>
+#include <asm/desc.h>
+#include <asm/fpu/api.h>
+#include <asm/mce.h>
+#include <asm/msr.h>
+#include <asm/nospec-branch.h>
+#include <asm/tlbflush.h>
+#include <asm/tsc.h>
+
+#include "helpers.h"
+
+void xvm_preempt_disable(void) { preempt_disable(); }
+void xvm_preempt_enable(void) { preempt_enable(); }
+void xvm_irq_disable(void) { raw_local_irq_disable(); }
+void xvm_irq_enable(void) { raw_local_irq_enable(); }
+bool xvm_need_resched(void) { return need_resched(); }
+bool xvm_signal_pending(void) { return signal_pending(current); }
+unsigned int xvm_cpu(void) { return raw_smp_processor_id(); }
+unsigned long xvm_page_to_phys(struct page *page) { return page_to_phys(page); }
+void *xvm_phys_to_virt(unsigned long phys) { return phys_to_virt(phys); }
+unsigned long xvm_virt_to_phys(void *address) { return virt_to_phys(address); }
+void xvm_kick(unsigned int cpu) { smp_ops.smp_send_reschedule(cpu); }
+bool xvm_host_has(unsigned int feature) { return boot_cpu_has(feature); }
+bool xvm_host_has_bug(unsigned int bug) { return boot_cpu_has(bug); }
+unsigned long xvm_cpu_dr7(void) { return this_cpu_read(cpu_dr7); }
+void xvm_load_fixmap_gdt(void) { load_fixmap_gdt(raw_smp_processor_id()); }
+unsigned long xvm_tss_address(void) { return (unsigned long)&get_cpu_entry_area(raw_smp_processor_id())->tss.x86_tss; }
+void xvm_invalidate_tss_limit(void) { invalidate_tss_limit(); }
+void xvm_load_ds(u16 selector) { loadsegment(ds, selector); }
+void xvm_load_es(u16 selector) { loadsegment(es, selector); }
+void xvm_load_fs(u16 selector) { loadsegment(fs, selector); }
+void xvm_load_gs(u16 selector) { load_gs_index(selector); }
+void xvm_set_ibpb_exit_to_user(void) { this_cpu_write(x86_ibpb_exit_to_user, true); }
+unsigned long xvm_rdtsc(void) { return rdtsc_ordered(); }
+unsigned int xvm_tsc_khz(void) { return tsc_khz; }
+int xvm_rdmsr_safe(u32 msr, u64 *value) { return rdmsrq_safe(msr, value); }
+int xvm_wrmsr_safe(u32 msr, u64 value) { return wrmsrq_safe(msr, value); }
+void xvm_put_page(struct page *page) { put_page(page); }
+void xvm_set_page_dirty(struct page *page) { SetPageDirty(page); }
+bool xvm_page_is_huge(struct page *page) { return folio_test_large(page_folio(page)); }
+void xvm_mmgrab(struct mm_struct *mm) { mmgrab(mm); }
+void xvm_mmdrop(struct mm_struct *mm) { mmdrop(mm); }
+void xvm_cond_resched(void) { cond_resched(); }
+
+/* A compare-and-exchange in user memory: 1 done, 0 the value was another, -EFAULT. The macro needs a label for faults. */
+int xvm_user_cmpxchg4(u32 __user *address, u32 old, u32 new)
+{
+	return __try_cmpxchg_user(address, &old, new, fault);
+fault:
+	return -EFAULT;
+}
+
+int xvm_user_cmpxchg8(u64 __user *address, u64 old, u64 new)
+{
+	return __try_cmpxchg_user(address, &old, new, fault);
+fault:
+	return -EFAULT;
+}

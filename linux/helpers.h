@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What helpers.c offers to the Rust code in linux/, declared there in ffi.rs. */
+#ifndef XVM_HELPERS_H
+#define XVM_HELPERS_H
+
+#include <linux/types.h>
+
+struct mm_struct;
+struct page;
+
+void xvm_preempt_disable(void);
+void xvm_preempt_enable(void);
+void xvm_irq_disable(void);
+void xvm_irq_enable(void);
+bool xvm_need_resched(void);
+bool xvm_signal_pending(void);
+unsigned int xvm_cpu(void);
+unsigned long xvm_page_to_phys(struct page *page);
+void *xvm_phys_to_virt(unsigned long phys);
+unsigned long xvm_virt_to_phys(void *address);
+void xvm_kick(unsigned int cpu);
+bool xvm_host_has(unsigned int feature);
+bool xvm_host_has_bug(unsigned int bug);
+unsigned long xvm_cpu_dr7(void);
+void xvm_load_fixmap_gdt(void);
+unsigned long xvm_tss_address(void);
+void xvm_invalidate_tss_limit(void);
+void xvm_load_ds(u16 selector);
+void xvm_load_es(u16 selector);
+void xvm_load_fs(u16 selector);
+void xvm_load_gs(u16 selector);
+void xvm_set_ibpb_exit_to_user(void);
+unsigned long xvm_rdtsc(void);
+unsigned int xvm_tsc_khz(void);
+int xvm_rdmsr_safe(u32 msr, u64 *value);
+int xvm_wrmsr_safe(u32 msr, u64 value);
+void xvm_put_page(struct page *page);
+void xvm_set_page_dirty(struct page *page);
+bool xvm_page_is_huge(struct page *page);
+void xvm_mmgrab(struct mm_struct *mm);
+void xvm_mmdrop(struct mm_struct *mm);
+void xvm_cond_resched(void);
+bool xvm_host_encrypts_memory(void);
+void xvm_machine_check(void);
+int xvm_user_cmpxchg4(u32 __user *address, u32 old, u32 new);
+int xvm_user_cmpxchg8(u64 __user *address, u64 old, u64 new);
+
+#endif

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe words for what the kernel offers and the `kernel` crate lacks.
+//!
+//! | file | what it wraps |
+//! | --- | --- |
+//! | `anon_file` | files without a name, for VMs and vCPUs |
+//! | `cpus` | CPU hotplug, interrupts between CPUs |
+//! | `device` | a misc device with one context for all |
+//! | `fpu` | the guest's FPU state next to the kernel's FPU use |
+//! | `gup` | from a user address to the page behind it |
+//! | `irq` | preemption and interrupts off, as a token |
+//! | `mmu_notifier` | being told when a process's mappings change |
+//! | `page` | pages that hardware reads by physical address |
+//! | `ratelimit` | not filling the kernel's log |
+//! | `run_pages` | pages shared with userspace |
+//! | `table` | second-level page tables as a tree of owned pages |
+//! | `task` | signals and address space of the calling task |
+//! | `timer` | high-resolution timers that guests reprogram |
+//! | `user` | user memory of the VMM |
+//! | `wait` | sleeping until woken from any context |
+//! | `x86` | CPU instructions and host CPU state |
+//! | `ffi` | declarations of `helpers.c` |
+
+pub(crate) mod anon_file;
+pub(crate) mod cpus;
+pub(crate) mod device;
+mod ffi;
+pub(crate) mod fpu;
+pub(crate) mod gup;
+pub(crate) mod irq;
+pub(crate) mod mmu_notifier;
+pub(crate) mod page;
+pub(crate) mod ratelimit;
+pub(crate) mod run_pages;
+pub(crate) mod table;
+pub(crate) mod task;
+pub(crate) mod timer;
+pub(crate) mod user;
+pub(crate) mod wait;
+pub(crate) mod x86;

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The pages that a vCPU shares with its VMM (`struct kvm_run` and the port I/O data).
+//!
+//! The VMM may write to them at any time: values are copied from and to, each once, and there is never a reference to
+//! the contents.
+
+use super::ffi;
+use core::mem::size_of;
+use kernel::alloc::flags::__GFP_ZERO;
+use kernel::mm::virt::VmaNew;
+use kernel::page::Page;
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
+use kernel::transmute::AsBytes;
+use kernel::transmute::FromBytes;
+
+/// Pages shared with userspace.
+pub(crate) struct RunPages {
+    pages: KVec<Page>,
+}
+
+impl RunPages {
+    /// Allocates `count` zeroed pages, charged to the caller's memory cgroup. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(count: usize) -> Result<Self> {
+        let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            pages.push(Page::alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?, GFP_KERNEL)?;
+        }
+        Ok(Self { pages })
+    }
+
+    /// Maps the pages into a process, from the first.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when the mapping is larger than they are; else what `vm_insert_page` says.
+    pub(crate) fn map(&self, vma: &VmaNew) -> Result {
+        let count = (vma.end() - vma.start()) / PAGE_SIZE;
+        let pages = self.pages.get(..count).ok_or(EINVAL)?;
+        vma.set_dontexpand();
+        let vma = vma.set_mixedmap();
+        for (i, page) in pages.iter().enumerate() {
+            vma.vm_insert_page(vma.start() + i * PAGE_SIZE, page)?;
+        }
+        Ok(())
+    }
+
+    /// Address of `size` bytes at `offset`, if they are inside of one page.
+    fn address(&self, offset: usize, size: usize) -> Option<*mut u8> {
+        let page = self.pages.get(offset / PAGE_SIZE)?;
+        let within = offset % PAGE_SIZE;
+        if size > PAGE_SIZE - within {
+            return None;
+        }
+        // SAFETY: The page is owned by `self`, and all memory is in the direct map.
+        let start = unsafe { ffi::xvm_phys_to_virt(ffi::xvm_page_to_phys(page.as_ptr())) };
+        Some(start.cast::<u8>().wrapping_add(within))
+    }
+
+    /// Reads a value at `offset`, once. `None` when it isn't inside of one page, aligned.
+    #[inline]
+    pub(crate) fn get<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
+        let address = self.address(offset, size_of::<T>())?.cast::<T>();
+        // SAFETY: The address is valid for `T`, and every bit pattern is one. The read is volatile: userspace may be writing.
+        address.is_aligned().then(|| unsafe { address.read_volatile() })
+    }
+
+    /// Writes a value at `offset`. Does nothing when it isn't inside of one page, aligned.
+    #[inline]
+    pub(crate) fn set<T: AsBytes + Copy>(&self, offset: usize, value: T) {
+        if let Some(address) = self.address(offset, size_of::<T>()) {
+            let address = address.cast::<T>();
+            if address.is_aligned() {
+                // SAFETY: The address is valid for `T`, which has no padding that could leak. Volatile as in `get`.
+                unsafe { address.write_volatile(value) };
+            }
+        }
+    }
+
+    /// Copies bytes out, from `offset` on, as far as they are inside of one page.
+    pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
+        if let Some(from) = self.address(offset, to.len()) {
+            // SAFETY: `from` is valid for that many bytes, and no Rust reference to them exists. A torn value from a racing VMM is the VMM's own doing.
+            unsafe { core::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+        }
+    }
+
+    /// Copies bytes in, from `offset` on, as far as they are inside of one page.
+    pub(crate) fn write(&self, offset: usize, from: &[u8]) {
+        if let Some(to) = self.address(offset, from.len()) {
+            // SAFETY: As in `read`.
+            unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
+        }
+    }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bringing events to the guest: what the next entry delivers, and what the last one did.
+
+use super::ops::Offer;
+use super::platform::lapic::Effect;
+use super::platform::lapic::Shorthand;
+use super::state::Event;
+use super::vcpu::MpState;
+use super::vcpu::Vcpu;
+use super::XvmOps;
+use crate::linux::timer;
+
+/// Where the offered interrupt came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offered {
+    /// From the local APIC, which is told when the guest has taken it.
+    Lapic(u8),
+    /// From `Events::interrupt`: already acknowledged where it came from.
+    Acknowledged,
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    /// Before an entry: takes what others left in the mailbox, and decides what the guest is to get. Inside the window. False
+    /// when there is something to do outside first.
+    #[inline]
+    pub(crate) fn prepare_events(&mut self) -> bool {
+        if !self.shared.mailbox.is_empty() && !self.take_mail() {
+            return false;
+        }
+        if self.events.triple_fault {
+            return false;
+        }
+        if let Some(lapic) = &self.lapic {
+            V::set_tpr(&mut self.arch, lapic.tpr() >> 4);
+        }
+        let mut offer = Offer::default();
+        if let Some(event) = self.events.injected.take() {
+            V::inject_exception(&mut self.arch, event);
+            self.events.fresh = false;
+            offer.nmi_window = self.events.nmis != 0;
+        } else if self.events.nmis != 0 {
+            offer.nmi_window = !self.inject_nmi();
+        }
+        self.offer_interrupt(offer);
+        true
+    }
+
+    /// Takes vectors, NMIs and the timer from the mailbox. False when it holds an INIT or start-up IPI, or the host's timer
+    /// must be set.
+    fn take_mail(&mut self) -> bool {
+        let Some(lapic) = &mut self.lapic else {
+            return true;
+        };
+        let mailbox = &self.shared.mailbox;
+        self.events.nmis = self.events.nmis.saturating_add(mailbox.take_nmis() as u8).min(2);
+        if mailbox.take_timer() {
+            lapic.timer_expired(timer::now(), crate::linux::x86::rdtsc().wrapping_add(self.tsc_offset));
+            self.timer_stale = true;
+        }
+        mailbox.drain_into(lapic);
+        // INIT and start-up remain.
+        !self.timer_stale && mailbox.is_empty()
+    }
+
+    fn inject_nmi(&mut self) -> bool {
+        let state = V::interruptibility(&self.arch);
+        if state.nmi || state.sti || state.mov_ss {
+            return false;
+        }
+        self.events.nmis -= 1;
+        V::inject_exception(&mut self.arch, Event::Nmi);
+        // A second one follows when the first one's IRET is done.
+        self.events.nmis == 0
+    }
+
+    /// Offers the guest the interrupt that is due, if any.
+    #[inline]
+    fn offer_interrupt(&mut self, mut offer: Offer) {
+        self.acknowledge_pic();
+        let offered = match (self.events.interrupt, &self.lapic) {
+            (Some(vector), _) => {
+                offer.vector = Some(vector);
+                Some(Offered::Acknowledged)
+            }
+            (None, Some(lapic)) => {
+                offer.vector = lapic.pending();
+                offer.vector.map(Offered::Lapic)
+            }
+            (None, None) => {
+                offer.interrupt_window = self.window_wanted;
+                None
+            }
+        };
+        let certain = V::offer_interrupt(&mut self.arch, offer);
+        self.events.offered = offered;
+        if certain {
+            self.interrupt_delivered();
+        }
+    }
+
+    /// The INTR pin of the 8259 pair is an interrupt like one from the VMM, once the guest can take it.
+    fn acknowledge_pic(&mut self) {
+        if self.events.interrupt.is_some() || !self.pic_interrupt() {
+            return;
+        }
+        if let Some(irqchip) = self.vm.irqchip() {
+            self.events.interrupt = irqchip.acknowledge_pic();
+        }
+    }
+
+    /// Whether the 8259 pair asks for an interrupt that this vCPU's local APIC lets through.
+    pub(crate) fn pic_interrupt(&self) -> bool {
+        let asked = self.vm.irqchip().is_some_and(|irqchip| irqchip.pic_output());
+        asked && self.lapic.as_ref().is_some_and(|lapic| lapic.accepts_extint())
+    }
+
+    fn interrupt_delivered(&mut self) {
+        match self.events.offered.take() {
+            Some(Offered::Lapic(vector)) => {
+                if let Some(lapic) = &mut self.lapic {
+                    lapic.acknowledge(vector);
+                }
+            }
+            Some(Offered::Acknowledged) => self.events.interrupt = None,
+            None => {}
+        }
+    }
+
+    /// After an exit: what became of the events, and CR8.
+    #[inline]
+    pub(crate) fn collect_events(&mut self) {
+        let delivery = V::check_guest_faults(&mut self.arch);
+        if delivery.interrupt_taken {
+            self.interrupt_delivered();
+        }
+        if delivery.cut_short.is_some() {
+            self.events.injected = delivery.cut_short;
+        }
+        if let Some(lapic) = &mut self.lapic {
+            let tpr = V::tpr(&self.arch);
+            if tpr != lapic.tpr() >> 4 {
+                lapic.set_tpr(tpr << 4);
+                self.shared.mailbox.publish(lapic);
+            }
+        }
+    }
+
+    /// Does what a write to the local APIC asks for.
+    pub(crate) fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Send(message, Shorthand::Self_) => {
+                self.shared.mailbox.deliver(&message);
+            }
+            Effect::Send(message, shorthand) => {
+                self.vm.send(&message, shorthand, self.shared.id);
+            }
+            Effect::Eoi { vector, level } => {
+                if let (true, Some(irqchip)) = (level, self.vm.irqchip()) {
+                    irqchip.end_of_interrupt(vector);
+                }
+            }
+            Effect::TimerChanged => self.timer_stale = true,
+        }
+        if let Some(lapic) = &self.lapic {
+            self.shared.mailbox.publish(lapic);
+        }
+    }
+
+    /// Whether something wakes the vCPU from HLT. `interrupts`: RFLAGS.IF is set and there is no interrupt shadow.
+    fn wakes(&self, interrupts: bool) -> bool {
+        let pending = self.lapic.as_ref().is_some_and(|lapic| lapic.pending().is_some());
+        let events = &self.events;
+        events.nmis != 0
+            || events.injected.is_some()
+            || interrupts && (pending || events.interrupt.is_some() || self.pic_interrupt())
+    }
+
+    /// Sleeps until the vCPU has to run, or a signal comes (false). Outside of the window.
+    pub(crate) fn sleep(&mut self) -> bool {
+        let state = V::interruptibility(&self.arch);
+        let interrupts = state.interrupt_flag;
+        while self.mp_state != MpState::Runnable {
+            self.take_mail();
+            self.take_init();
+            self.set_timer();
+            if self.mp_state == MpState::Halted && self.wakes(interrupts) {
+                self.mp_state = MpState::Runnable;
+            }
+            if self.mp_state == MpState::Runnable {
+                break;
+            }
+            let pic = self.mp_state == MpState::Halted && interrupts;
+            let (mailbox, this) = (&self.shared.mailbox, &*self);
+            if !self.shared.wait.wait(|| !mailbox.is_empty() || (pic && this.pic_interrupt())) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Sets the host's timer to when the local APIC's is due. Outside of the window.
+    pub(crate) fn set_timer(&mut self) {
+        use super::platform::lapic::Timer;
+        if !core::mem::take(&mut self.timer_stale) {
+            return;
+        }
+        let Some(lapic) = &self.lapic else {
+            return;
+        };
+        match lapic.timer() {
+            Timer::Off => self.shared.timer.cancel(),
+            Timer::At { ns } => self.shared.timer.set(ns),
+            Timer::AtTsc { tsc } => {
+                let ticks = tsc.saturating_sub(self.guest_tsc());
+                let khz = u64::from(crate::linux::x86::tsc_khz()).max(1);
+                let ns = (ticks / khz)
+                    .saturating_mul(1_000_000)
+                    .saturating_add(ticks % khz * 1_000_000 / khz);
+                self.shared.timer.set(timer::now().saturating_add(ns));
+            }
+        }
+    }
+}

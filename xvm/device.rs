@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/dev/xvm`: the system ioctls (api.rst, section 4, "system ioctl").
+
+use super::cpuid;
+use super::extension;
+use super::machine::Machine;
+use super::msr;
+use super::vcpu::RUN_PAGES;
+use super::vm::Vm;
+use super::XvmOps;
+use crate::linux::device::Context;
+use crate::uapi;
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// What the device does with vendor `V`.
+pub(super) struct Device<V: XvmOps> {
+    /// The machine that its VMs run on.
+    pub(super) machine: Arc<Machine<V>>,
+}
+
+impl<V: XvmOps> Context for Device<V> {
+    fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
+        match cmd {
+            uapi::KVM_GET_API_VERSION if arg == 0 => Ok(uapi::KVM_API_VERSION as isize),
+            // The machine type: there is one.
+            uapi::KVM_CREATE_VM if arg == 0 => Vm::create(self.machine.clone()),
+            uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok((RUN_PAGES * PAGE_SIZE) as isize),
+            uapi::KVM_GET_API_VERSION | uapi::KVM_CREATE_VM | uapi::KVM_GET_VCPU_MMAP_SIZE => Err(EINVAL),
+            uapi::KVM_CHECK_EXTENSION => extension::check(arg),
+            uapi::KVM_GET_SUPPORTED_CPUID => cpuid::get_supported(&self.machine, arg),
+            uapi::KVM_GET_MSR_INDEX_LIST => msr::index_list(arg),
+            uapi::KVM_GET_MSR_FEATURE_INDEX_LIST => msr::feature_index_list(arg),
+            uapi::KVM_GET_MSRS => msr::get_feature_msrs(arg),
+            _ => Err(ENOTTY),
+        }
+    }
+}

@@ -1,0 +1,491 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Carrying out an instruction for the guest: the emulator's [`Machine`] is the vCPU.
+//!
+//! Memory goes to the VMM's memory, to the local APIC, to the IOAPIC, or to the VMM as an MMIO exit. Outside of the window.
+
+use super::emulate;
+use super::emulate::walk;
+use super::emulate::walk::WalkError;
+use super::emulate::CodeSize;
+use super::emulate::DecodeError;
+use super::emulate::Fault;
+use super::emulate::Insn;
+use super::emulate::Machine;
+use super::emulate::Mode;
+use super::emulate::SegmentName;
+use super::emulate::Stop;
+use super::guest_memory;
+use super::guest_memory::Sleeping;
+use super::guest_memory::INSN_MAX;
+use super::replay;
+use super::replay::Answer;
+use super::replay::Kind;
+use super::replay::PIECE;
+use super::state::seg;
+use super::state::SystemRegs;
+use super::state::UserRegs;
+use super::state::UNUSABLE;
+use super::vcpu::Vcpu;
+use super::vcpu::PORT_DATA;
+use super::XvmOps;
+use crate::linux::timer;
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
+
+/// #GP.
+const GENERAL_PROTECTION: u8 = 13;
+
+/// Where an access to the local APIC's page is.
+const APIC_PAGE: u64 = 0xfff;
+
+/// What became of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Emulated {
+    /// It is done, or an exception is queued: the guest goes on.
+    Done,
+    /// Userspace has been asked for an access.
+    Userspace,
+    /// Not an instruction that is known; its bytes.
+    Unknown([u8; INSN_MAX], usize),
+    /// The VMM has nothing mapped where the guest's memory should be.
+    Failed(Error),
+}
+
+/// A vCPU under emulation: its registers are copies until the instruction has succeeded.
+pub(super) struct Emulation<'a, V: XvmOps> {
+    pub(super) vcpu: &'a mut Vcpu<V>,
+    pub(super) user: UserRegs,
+    pub(super) system: SystemRegs,
+    /// An error of the host's, which an access ran into.
+    failed: Option<Error>,
+}
+
+/// A piece of an access that is inside of one page.
+struct Piece {
+    gpa: u64,
+    at: usize,
+    length: usize,
+}
+
+impl<'a, V: XvmOps> Emulation<'a, V> {
+    fn new(vcpu: &'a mut Vcpu<V>) -> Self {
+        Self {
+            user: V::store_cpu_user_regs(&vcpu.arch),
+            system: V::system_regs(&vcpu.arch),
+            vcpu,
+            failed: None,
+        }
+    }
+
+    fn translate(&mut self, linear: u64, write: bool, fetch: bool) -> Result<u64, Stop> {
+        let paging = self.vcpu.paging(&self.system);
+        let access = walk::Access {
+            write,
+            fetch,
+            user: guest_memory::cpl(&self.system) == 3,
+            implicit: false,
+            ac: self.user.rflags & guest_memory::ALIGNMENT_CHECK != 0,
+        };
+        let slots = self.vcpu.current_slots();
+        match walk::walk(&mut Sleeping(slots), &paging, linear, access) {
+            Ok(translation) => Ok(translation.gpa),
+            Err(WalkError::Fault(fault)) => Err(Stop::Fault(fault)),
+            Err(WalkError::Table(error)) => {
+                self.failed = Some(error);
+                Err(Stop::Unknown)
+            }
+            // Other vCPUs change the tables under us: the guest executes the instruction again.
+            Err(WalkError::Contended) => {
+                self.failed = Some(EAGAIN);
+                Err(Stop::Unknown)
+            }
+        }
+    }
+
+    /// The pieces of an access, translated before any is made.
+    fn pieces(&mut self, linear: u64, length: usize, write: bool) -> Result<[Option<Piece>; 2], Stop> {
+        let first = length.min(PAGE_SIZE - (linear % PAGE_SIZE as u64) as usize);
+        let head = Piece {
+            gpa: self.translate(linear, write, false)?,
+            at: 0,
+            length: first,
+        };
+        if first == length {
+            return Ok([Some(head), None]);
+        }
+        let mut next = linear.wrapping_add(first as u64);
+        if guest_memory::code_size(&self.system) != CodeSize::Bits64 {
+            next &= 0xffff_ffff;
+        }
+        let tail = Piece {
+            gpa: self.translate(next, write, false)?,
+            at: first,
+            length: length - first,
+        };
+        Ok([Some(head), Some(tail)])
+    }
+
+    fn read_piece(&mut self, gpa: u64, data: &mut [u8]) -> Result<(), Stop> {
+        match self.vcpu.current_slots().read(gpa, data) {
+            Ok(()) => return Ok(()),
+            Err(error) if error == ENXIO => {}
+            Err(error) => return Err(self.fail(error)),
+        }
+        if self.vcpu.device_read(gpa, data) {
+            return Ok(());
+        }
+        for (i, part) in data.chunks_mut(PIECE).enumerate() {
+            let access = replay::Access {
+                kind: Kind::Read,
+                address: gpa.wrapping_add((i * PIECE) as u64),
+                length: part.len() as u16,
+                data: [0; PIECE],
+            };
+            let answer = self.ask(access)?;
+            part.copy_from_slice(&answer[..part.len()]);
+        }
+        Ok(())
+    }
+
+    fn write_piece(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
+        match self.vcpu.current_slots().write(gpa, data) {
+            Ok(()) => return Ok(()),
+            Err(error) if error == ENXIO => {}
+            Err(error) => return Err(self.fail(error)),
+        }
+        if self.vcpu.device_write(gpa, data) {
+            return Ok(());
+        }
+        for (i, part) in data.chunks(PIECE).enumerate() {
+            let mut access = replay::Access {
+                kind: Kind::Write,
+                address: gpa.wrapping_add((i * PIECE) as u64),
+                length: part.len() as u16,
+                data: [0; PIECE],
+            };
+            access.data[..part.len()].copy_from_slice(part);
+            self.ask(access)?;
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, access: replay::Access) -> Result<[u8; PIECE], Stop> {
+        match self.vcpu.replay.access(access) {
+            Answer::Done(data) => Ok(data),
+            Answer::Ask => Err(Stop::Userspace),
+            Answer::TooMany => Err(Stop::Unknown),
+        }
+    }
+
+    fn fail(&mut self, error: Error) -> Stop {
+        self.failed = Some(error);
+        Stop::Unknown
+    }
+
+    /// The bytes at RIP, as many as there are before a page that faults.
+    fn fetch(&mut self) -> Result<([u8; INSN_MAX], usize), Stop> {
+        let mut code = [0; INSN_MAX];
+        let linear = guest_memory::code_address(&self.system, self.user.rip);
+        let first = INSN_MAX.min(PAGE_SIZE - (linear % PAGE_SIZE as u64) as usize);
+        let gpa = self.translate(linear, false, true)?;
+        let read = self.vcpu.current_slots().read(gpa, &mut code[..first]);
+        read.map_err(|error| self.fail(error))?;
+        let whole = emulate::decode(&code[..first], guest_memory::code_size(&self.system));
+        if first == INSN_MAX || whole != Err(DecodeError::Truncated) {
+            return Ok((code, first));
+        }
+        let gpa = self.translate(linear.wrapping_add(first as u64), false, true)?;
+        let read = self.vcpu.current_slots().read(gpa, &mut code[first..]);
+        read.map_err(|error| self.fail(error))?;
+        Ok((code, INSN_MAX))
+    }
+
+    fn execute(&mut self) -> Result<(), (Stop, [u8; INSN_MAX], usize)> {
+        let (code, length) = match self.vcpu.replay.begin(self.user.rip) {
+            Some(code) => (code, INSN_MAX),
+            None => self.fetch().map_err(|stop| (stop, [0; INSN_MAX], 0))?,
+        };
+        self.vcpu.replay.keep(&code);
+        let insn = match emulate::decode(&code[..length], guest_memory::code_size(&self.system)) {
+            Ok(insn) => insn,
+            Err(DecodeError::TooLong) => {
+                let fault = Fault {
+                    vector: GENERAL_PROTECTION,
+                    error_code: Some(0),
+                    address: None,
+                };
+                return Err((Stop::Fault(fault), code, length));
+            }
+            Err(_) => return Err((Stop::Unknown, code, length)),
+        };
+        self.execute_one(&insn).map_err(|stop| (stop, code, length))
+    }
+
+    fn execute_one(&mut self, insn: &Insn) -> Result<(), Stop> {
+        if let Some(result) = self.execute_system(insn) {
+            return result;
+        }
+        emulate::execute(self, insn)
+    }
+
+    /// Gives the registers back.
+    fn finish(&mut self) {
+        V::load_cpu_user_regs(&mut self.vcpu.arch, &self.user);
+        let mut state = V::interruptibility(&self.vcpu.arch);
+        state.sti = false;
+        state.mov_ss = false;
+        V::set_interruptibility(&mut self.vcpu.arch, state);
+        self.vcpu.replay.clear();
+    }
+}
+
+impl<V: XvmOps> Machine for Emulation<'_, V> {
+    fn gpr(&self, index: u8) -> u64 {
+        self.user.gprs.0[usize::from(index & 15)]
+    }
+
+    fn set_gpr(&mut self, index: u8, value: u64) {
+        self.user.gprs.0[usize::from(index & 15)] = value;
+    }
+
+    fn rip(&self) -> u64 {
+        self.user.rip
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        self.user.rip = rip;
+    }
+
+    fn rflags(&self) -> u64 {
+        self.user.rflags
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        self.user.rflags = rflags;
+    }
+
+    fn segment(&self, name: SegmentName) -> emulate::Segment {
+        let number = match name {
+            SegmentName::Es => seg::ES,
+            SegmentName::Cs => seg::CS,
+            SegmentName::Ss => seg::SS,
+            SegmentName::Ds => seg::DS,
+            SegmentName::Fs => seg::FS,
+            SegmentName::Gs => seg::GS,
+        };
+        let segment = &self.system.segments[number];
+        let bit = |n: u32| segment.attributes & (1 << n) != 0;
+        emulate::Segment {
+            selector: segment.selector,
+            base: segment.base,
+            limit: segment.limit,
+            typ: (segment.attributes & 0xf) as u8,
+            s: bit(4),
+            dpl: ((segment.attributes >> 5) & 3) as u8,
+            present: bit(7),
+            avl: bit(8),
+            l: bit(9),
+            db: bit(10),
+            g: bit(11),
+            unusable: segment.attributes & UNUSABLE != 0,
+        }
+    }
+
+    fn code_size(&self) -> CodeSize {
+        guest_memory::code_size(&self.system)
+    }
+
+    fn mode(&self) -> Mode {
+        if self.system.cr0 & 1 == 0 {
+            Mode::Real
+        } else if guest_memory::is_virtual_8086(self.user.rflags) {
+            Mode::Virtual8086
+        } else {
+            Mode::Protected
+        }
+    }
+
+    fn read(&mut self, linear: u64, data: &mut [u8]) -> Result<(), Stop> {
+        for piece in self.pieces(linear, data.len(), false)?.iter().flatten() {
+            self.read_piece(piece.gpa, &mut data[piece.at..piece.at + piece.length])?;
+        }
+        Ok(())
+    }
+
+    fn check_write(&mut self, linear: u64, length: usize) -> Result<(), Stop> {
+        self.pieces(linear, length, true).map(|_| ())
+    }
+
+    fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
+        for piece in self.pieces(linear, data.len(), true)?.iter().flatten() {
+            self.write_piece(piece.gpa, &data[piece.at..piece.at + piece.length])?;
+        }
+        Ok(())
+    }
+
+    fn io_permitted(&mut self, _: u16, _: u8) -> Result<(), Stop> {
+        // Both vendors check IOPL and the TSS's permission map before the intercept.
+        Ok(())
+    }
+
+    fn io_in(&mut self, port: u16, size: u8, data: &mut [u8]) -> Result<(), Stop> {
+        if size == 1 && data.iter_mut().all(|byte| self.vcpu.port_read(port).map(|value| *byte = value).is_some()) {
+            return Ok(());
+        }
+        let access = port_access(Kind::PortIn, port, size, data.len());
+        self.ask(access)?;
+        self.vcpu.pages.read(PORT_DATA, data);
+        Ok(())
+    }
+
+    fn io_out(&mut self, port: u16, size: u8, data: &[u8]) -> Result<(), Stop> {
+        if size == 1 && data.iter().all(|byte| self.vcpu.port_write(port, *byte).is_some()) {
+            return Ok(());
+        }
+        let access = port_access(Kind::PortOut, port, size, data.len());
+        if self.vcpu.replay.asked().is_none() {
+            self.vcpu.pages.write(PORT_DATA, data);
+        }
+        self.ask(access).map(|_| ())
+    }
+
+    fn commit(&mut self) {
+        self.vcpu.replay.commit();
+    }
+}
+
+/// An access to a port; its element size goes where the data of an access to memory would be.
+fn port_access(kind: Kind, port: u16, size: u8, length: usize) -> replay::Access {
+    let mut data = [0; PIECE];
+    data[0] = size;
+    replay::Access {
+        kind,
+        address: port.into(),
+        length: length as u16,
+        data,
+    }
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    /// Carries out the instruction at RIP.
+    pub(crate) fn emulate(&mut self) -> Emulated {
+        let mut emulation = Emulation::new(self);
+        let result = emulation.execute();
+        let failed = emulation.failed;
+        match result {
+            Ok(()) => {
+                emulation.finish();
+                Emulated::Done
+            }
+            Err((Stop::Userspace, ..)) => {
+                // Iterations of a string instruction that are complete stay so.
+                let user = emulation.user;
+                V::load_cpu_user_regs(&mut self.arch, &user);
+                Emulated::Userspace
+            }
+            Err((Stop::Fault(fault), ..)) => {
+                let user = emulation.user;
+                V::load_cpu_user_regs(&mut self.arch, &user);
+                self.replay.clear();
+                self.raise(fault);
+                Emulated::Done
+            }
+            Err((Stop::Unknown, code, length)) => {
+                self.replay.clear();
+                match failed {
+                    Some(error) if error == EAGAIN => Emulated::Done,
+                    Some(error) => Emulated::Failed(error),
+                    None => Emulated::Unknown(code, length),
+                }
+            }
+        }
+    }
+
+    /// Brings the bytes of the instruction at RIP in; queues the exception that fetching them raises. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` and its kin where the VMM has no memory; `EAGAIN` when the guest should try again.
+    pub(crate) fn fetch_code(&mut self) -> Result {
+        let mut emulation = Emulation::new(self);
+        let stop = emulation.fetch().err();
+        let failed = emulation.failed;
+        if let Some(Stop::Fault(fault)) = stop {
+            self.raise(fault);
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Queues an exception that the emulator found.
+    pub(crate) fn raise(&mut self, fault: Fault) {
+        if let Some(address) = fault.address {
+            let mut system = V::system_regs(&self.arch);
+            system.cr2 = address;
+            V::set_system_regs(&mut self.arch, &system);
+        }
+        self.events.queue_exception(fault.vector, fault.error_code);
+    }
+
+    /// Reads from a device in the kernel. False when there is none at this address.
+    fn device_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
+        let value = if self.lapic.as_ref().is_some_and(|lapic| lapic.page() == Some(gpa & !APIC_PAGE)) {
+            let now = timer::now();
+            self.lapic.as_mut().map(|lapic| lapic.read((gpa & APIC_PAGE & !3) as u32, now))
+        } else {
+            self.vm.irqchip().and_then(|irqchip| irqchip.ioapic_read(gpa))
+        };
+        let Some(value) = value else {
+            return false;
+        };
+        // Only aligned accesses of 4 bytes are defined (SDM vol 3, 12.4.1); others read the bytes of the register, then zero.
+        let bytes = value.to_le_bytes();
+        for (i, byte) in data.iter_mut().enumerate() {
+            *byte = bytes.get((gpa & 3) as usize + i).copied().unwrap_or(0);
+        }
+        true
+    }
+
+    /// Writes to a device in the kernel. False when there is none at this address.
+    fn device_write(&mut self, gpa: u64, data: &[u8]) -> bool {
+        let mut bytes = [0; 4];
+        let length = data.len().min(4);
+        bytes[..length].copy_from_slice(&data[..length]);
+        let value = u32::from_le_bytes(bytes);
+        if self.lapic.as_ref().is_some_and(|lapic| lapic.page() == Some(gpa & !APIC_PAGE)) {
+            // As in hardware, what isn't an aligned access of at least 4 bytes has no effect.
+            if gpa & 3 == 0 && data.len() >= 4 {
+                self.lapic_write((gpa & APIC_PAGE) as u32, value);
+            }
+            return true;
+        }
+        self.vm.irqchip().is_some_and(|irqchip| irqchip.ioapic_write(gpa, value).is_some())
+    }
+
+    fn lapic_write(&mut self, offset: u32, value: u32) {
+        let (now, tsc) = (timer::now(), self.guest_tsc());
+        if let Some(lapic) = &mut self.lapic {
+            let effect = lapic.write(offset, value, now, tsc);
+            self.apply(effect);
+        }
+    }
+
+    /// Reads a byte from a port in the kernel.
+    pub(crate) fn port_read(&mut self, port: u16) -> Option<u8> {
+        let irqchip = self.vm.irqchip()?;
+        if irqchip.is_pic_port(port, 1) {
+            return Some(irqchip.pic_read(port));
+        }
+        irqchip.pit_read(port)
+    }
+
+    /// Writes a byte to a port in the kernel.
+    pub(crate) fn port_write(&mut self, port: u16, value: u8) -> Option<()> {
+        let irqchip = self.vm.irqchip()?;
+        if irqchip.is_pic_port(port, 1) {
+            irqchip.pic_write(port, value);
+            return Some(());
+        }
+        irqchip.pit_write(port, value)
+    }
+}

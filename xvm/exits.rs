@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Exits that are handled inside the window: nothing here sleeps, allocates, or touches userspace but by reads that may fail.
+
+use super::platform::Gp;
+use super::state::RAX;
+use super::state::RBX;
+use super::state::RCX;
+use super::state::RDX;
+use super::vcpu::Vcpu;
+use super::Exit;
+use super::PortAccess;
+use super::XvmOps;
+
+/// #UD.
+const INVALID_OPCODE: u8 = 6;
+/// #GP.
+const GENERAL_PROTECTION: u8 = 13;
+
+/// What a hypercall that nobody knows returns (api.rst, "KVM_HC"; `KVM_ENOSYS`).
+pub(crate) const NO_SUCH_HYPERCALL: u64 = -1000i64 as u64;
+
+/// What became of an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Handled {
+    /// The guest goes on.
+    Resume,
+    /// The window must close for the host; nothing else is to be done.
+    Host,
+    /// To be handled outside of the window.
+    Outside(Exit),
+}
+
+/// Handles `exit`, or says who has to.
+#[inline]
+pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
+    let done = match exit {
+        Exit::Host => return Handled::Host,
+        Exit::Cpuid => cpuid(vcpu),
+        Exit::MsrRead => msr_read(vcpu),
+        Exit::MsrWrite => msr_write(vcpu),
+        Exit::Hypercall => hypercall(vcpu),
+        Exit::Port(access) => port(vcpu, &access),
+        // Memory is write-back and coherent: there is nothing to be flushed for the guest.
+        Exit::CacheFlush => match vcpu.plan_skip() {
+            Some(skip) => vcpu.skip(skip),
+            None => false,
+        },
+        Exit::Undefined => raise(vcpu, INVALID_OPCODE, None),
+        Exit::Refused => raise(vcpu, GENERAL_PROTECTION, Some(0)),
+        // #UD may be the other vendor's hypercall, to be looked at outside.
+        Exit::Exception { vector, error_code } if vector != INVALID_OPCODE => {
+            raise(vcpu, vector, error_code)
+        }
+        // The next look at the events does what these ask for.
+        Exit::NmiWindow | Exit::TprChanged => true,
+        Exit::InterruptWindow if vcpu.lapic.is_some() => true,
+        _ => false,
+    };
+    if done && vcpu.timer_stale {
+        Handled::Host
+    } else if done {
+        Handled::Resume
+    } else {
+        Handled::Outside(exit)
+    }
+}
+
+fn raise<V: XvmOps>(vcpu: &mut Vcpu<V>, vector: u8, error_code: Option<u32>) -> bool {
+    vcpu.events.queue_exception(vector, error_code);
+    true
+}
+
+fn cpuid<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+    let Some(skip) = vcpu.plan_skip() else {
+        return false;
+    };
+    let gprs = V::gprs(&mut vcpu.arch);
+    let (leaf, subleaf) = (gprs.0[RAX] as u32, gprs.0[RCX] as u32);
+    let answer = vcpu.cpuid_lookup(leaf, subleaf);
+    let gprs = V::gprs(&mut vcpu.arch);
+    gprs.0[RAX] = answer.eax.into();
+    gprs.0[RBX] = answer.ebx.into();
+    gprs.0[RCX] = answer.ecx.into();
+    gprs.0[RDX] = answer.edx.into();
+    vcpu.skip(skip)
+}
+
+fn msr_read<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+    let Some(skip) = vcpu.plan_skip() else {
+        return false;
+    };
+    let index = V::gprs(&mut vcpu.arch).0[RCX] as u32;
+    match vcpu.read_msr(index, false) {
+        Ok(value) => {
+            let gprs = V::gprs(&mut vcpu.arch);
+            gprs.0[RAX] = value & 0xffff_ffff;
+            gprs.0[RDX] = value >> 32;
+            vcpu.skip(skip)
+        }
+        Err(Gp) => raise(vcpu, GENERAL_PROTECTION, Some(0)),
+    }
+}
+
+fn msr_write<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+    let Some(skip) = vcpu.plan_skip() else {
+        return false;
+    };
+    let gprs = V::gprs(&mut vcpu.arch);
+    let index = gprs.0[RCX] as u32;
+    let value = (gprs.0[RDX] << 32) | (gprs.0[RAX] & 0xffff_ffff);
+    match vcpu.write_msr(index, value, false) {
+        Ok(effect) => {
+            vcpu.apply(effect);
+            vcpu.skip(skip)
+        }
+        Err(Gp) => raise(vcpu, GENERAL_PROTECTION, Some(0)),
+    }
+}
+
+fn hypercall<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+    let Some(skip) = vcpu.plan_skip() else {
+        return false;
+    };
+    V::gprs(&mut vcpu.arch).0[RAX] = NO_SUCH_HYPERCALL;
+    vcpu.skip(skip)
+}
+
+/// Ports of the 8259 pair; the others are dealt with outside.
+fn port<V: XvmOps>(vcpu: &mut Vcpu<V>, access: &PortAccess) -> bool {
+    let Some(irqchip) = vcpu.vm.irqchip() else {
+        return false;
+    };
+    if access.string || !irqchip.is_pic_port(access.port, access.size) {
+        return false;
+    }
+    let rax = &mut V::gprs(&mut vcpu.arch).0[RAX];
+    if access.input {
+        *rax = (*rax & !0xff) | u64::from(irqchip.pic_read(access.port));
+    } else {
+        irqchip.pic_write(access.port, *rax as u8);
+    }
+    vcpu.skip(Skip::BY_CPU)
+}
+
+/// How far an instruction that was carried out reaches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Skip(Option<u8>);
+
+impl Skip {
+    /// The CPU tells, as both vendors' do for port I/O.
+    pub(crate) const BY_CPU: Skip = Skip(None);
+
+    /// The decoder has told.
+    pub(crate) const fn bytes(length: u8) -> Skip {
+        Skip(Some(length))
+    }
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    /// Finds out how long the instruction at RIP is, which exited, before it is carried out. `None` when its bytes
+    /// are not at hand inside the window.
+    #[inline]
+    pub(crate) fn plan_skip(&mut self) -> Option<Skip> {
+        if self.vm.machine.caps.instruction_length {
+            return Some(Skip::BY_CPU);
+        }
+        self.decode_nofault().map(|insn| Skip::bytes(insn.length))
+    }
+
+    /// Moves RIP behind the instruction.
+    #[inline]
+    pub(crate) fn skip(&mut self, skip: Skip) -> bool {
+        V::update_eip(&mut self.arch, skip.0)
+    }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reaching a vCPU that may be in guest mode: on which CPU each one is, and making it leave.
+
+use crate::linux::cpus;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+use kernel::sync::new_spinlock;
+use kernel::sync::Arc;
+use kernel::sync::SpinLock;
+
+/// Not in guest mode.
+const OUTSIDE: u32 = u32::MAX;
+
+/// Where one vCPU runs.
+///
+/// The vCPU says that it is in guest mode first and looks for work second; who has work for it leaves the work first
+/// and looks here second. Both with sequentially consistent accesses: at least one sees the other.
+pub(crate) struct Presence(AtomicU32);
+
+impl Presence {
+    /// Outside.
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU32::new(OUTSIDE))
+    }
+
+    /// The vCPU is about to enter the guest on `cpu`, interrupts off. It must look for work after this.
+    #[inline]
+    pub(crate) fn enter(&self, cpu: u32) {
+        self.0.swap(cpu, Ordering::SeqCst);
+    }
+
+    /// The vCPU has left the guest.
+    #[inline]
+    pub(crate) fn leave(&self) {
+        self.0.store(OUTSIDE, Ordering::Release);
+    }
+
+    fn cpu(&self) -> Option<u32> {
+        let cpu = self.0.load(Ordering::SeqCst);
+        (cpu != OUTSIDE).then_some(cpu)
+    }
+
+    /// Makes the vCPU leave guest mode if it is in it. From any context.
+    pub(crate) fn kick(&self) {
+        if let Some(cpu) = self.cpu() {
+            cpus::kick(cpu);
+        }
+    }
+}
+
+/// All vCPUs of a VM, for what concerns every one of them.
+#[pin_data]
+pub(crate) struct Kick {
+    #[pin]
+    vcpus: SpinLock<KVec<Arc<Presence>>>,
+}
+
+impl Kick {
+    /// No vCPU yet.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                vcpus <- new_spinlock!(KVec::new(), "xvm_kick"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Adds a vCPU. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn add(&self, vcpu: Arc<Presence>) -> Result {
+        loop {
+            let want = self.vcpus.lock().len() + 1;
+            let mut larger = KVec::with_capacity(want, GFP_KERNEL)?;
+            let mut vcpus = self.vcpus.lock();
+            if vcpus.len() + 1 != want {
+                continue;
+            }
+            for one in vcpus.iter() {
+                larger.push(one.clone(), GFP_ATOMIC)?;
+            }
+            larger.push(vcpu, GFP_ATOMIC)?;
+            core::mem::swap(&mut *vcpus, &mut larger);
+            drop(vcpus);
+            return Ok(());
+        }
+    }
+
+    /// Takes a vCPU away.
+    pub(crate) fn remove(&self, vcpu: &Arc<Presence>) {
+        self.vcpus.lock().retain(|one| !Arc::ptr_eq(one, vcpu));
+    }
+
+    /// Has all vCPUs leave guest mode, and waits until they have. Not with interrupts off; does not sleep.
+    pub(crate) fn all_and_wait(&self) {
+        for vcpu in self.vcpus.lock().iter() {
+            if let Some(cpu) = vcpu.cpu() {
+                cpus::kick_and_wait(cpu);
+            }
+        }
+    }
+}

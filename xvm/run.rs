@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `KVM_RUN` (api.rst, 4.10): the loop around the window, and the exits that are handled outside of it.
+
+use super::emulation::Emulated;
+use super::exits::Skip;
+use super::memory::Filled;
+use super::platform::lapic::Reset;
+use super::replay::Kind;
+use super::state::seg;
+use super::state::DebugRegs;
+use super::state::Interruptibility;
+use super::state::SystemRegs;
+use super::state::UserRegs;
+use super::state::RAX;
+use super::vcpu::MpState;
+use super::vcpu::Vcpu;
+use super::vcpu::PORT_DATA;
+use super::window::Left;
+use super::window::Window;
+use super::Exit;
+use super::MemoryFault;
+use super::PortAccess;
+use super::XvmOps;
+use crate::linux::task;
+use crate::linux::task::SignalMask;
+use crate::uapi;
+use crate::uapi::kvm_run;
+use core::mem::offset_of;
+use kernel::prelude::*;
+
+/// What the last exit to userspace left to be done before the guest goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pending {
+    /// Nothing.
+    None,
+    /// The VMM carried out IN or OUT: the register is to be set, and RIP to be moved on.
+    Port {
+        /// The access.
+        access: PortAccess,
+        /// RIP of the instruction: if the VMM moved it, the instruction is no longer to be completed.
+        rip: u64,
+    },
+    /// The VMM carried out an access of the instruction under emulation.
+    Access,
+}
+
+/// Whether the guest goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Guest,
+    Userspace,
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    /// Runs the guest until userspace is needed, or a signal comes.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` when a signal or `immediate_exit` ended it, `EAGAIN` when an application processor was started, `EFAULT` or
+    /// `EHWPOISON` when guest memory isn't there.
+    pub(crate) fn run(&mut self) -> Result {
+        let _mask = self.signal_mask.map(SignalMask::set);
+        let result = self.run_guest();
+        self.fill_run_page();
+        if result == Err(EINTR) {
+            self.set_exit(uapi::KVM_EXIT_INTR);
+        }
+        result
+    }
+
+    fn run_guest(&mut self) -> Result {
+        if self.lapic.is_none() {
+            let cr8: u64 = self.pages.get(offset_of!(kvm_run, cr8)).unwrap_or(0);
+            V::set_tpr(&mut self.arch, (cr8 & 0xf) as u8);
+        }
+        if self.complete()? == Next::Userspace {
+            return Ok(());
+        }
+        if self.pages.get::<u8>(offset_of!(kvm_run, immediate_exit__unsafe)) != Some(0) {
+            return Err(EINTR);
+        }
+        let window: u8 = self.pages.get(offset_of!(kvm_run, request_interrupt_window)).unwrap_or(0);
+        self.window_wanted = window != 0 && self.lapic.is_none();
+        if self.window_wanted && self.ready_for_interrupt() {
+            self.set_exit(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
+            return Ok(());
+        }
+        let machine = self.vm.machine.clone();
+        loop {
+            if self.mp_state != MpState::Runnable && !self.sleep() {
+                return Err(EINTR);
+            }
+            if task::signal_pending() {
+                return Err(EINTR);
+            }
+            task::cond_resched();
+            self.take_init();
+            self.set_timer();
+            if self.events.triple_fault {
+                return self.shut_down().map(|_| ());
+            }
+            let left = Window::open(self, &machine).run();
+            if let Left::Exit(exit) = left {
+                if self.handle(exit)? == Next::Userspace {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Handles an exit outside of the window.
+    fn handle(&mut self, exit: Exit) -> Result<Next> {
+        self.refresh_slots();
+        match exit {
+            Exit::Memory(fault) => self.memory_fault(&fault),
+            Exit::Port(access) if !access.string => self.port(&access),
+            Exit::Port(_) | Exit::Instruction => self.emulate_exit(),
+            Exit::Cr(access) => {
+                let before = self.current_tpr();
+                self.access_cr(&access);
+                self.after_cr8(before)
+            }
+            Exit::Hlt => self.halt(),
+            Exit::Xsetbv => {
+                self.xsetbv_exit();
+                Ok(Next::Guest)
+            }
+            Exit::Pause => Ok(Next::Guest),
+            Exit::Exception { .. } => self.invalid_opcode(),
+            Exit::InterruptWindow => {
+                self.window_wanted = false;
+                self.set_exit(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
+                Ok(Next::Userspace)
+            }
+            Exit::TripleFault => self.shut_down(),
+            Exit::EntryFailure { reason } => Ok(self.fail_entry(reason)),
+            Exit::Unknown { code } => Ok(self.unknown_exit(code)),
+            Exit::TaskSwitch => Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[])),
+            // Inside the window the instruction's bytes weren't at hand: bring them in, and let the guest try again.
+            _ => self.touch_code(),
+        }
+    }
+
+    fn memory_fault(&mut self, fault: &MemoryFault) -> Result<Next> {
+        let vm = self.vm.clone();
+        let (slots, generation) = (self.slots.clone(), self.generation);
+        match vm.memory.fill(&slots, generation, fault.gpa, fault.write)? {
+            Filled::Done => Ok(Next::Guest),
+            Filled::Device if fault.fetch => Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[])),
+            Filled::Device => self.emulate_exit(),
+        }
+    }
+
+    fn port(&mut self, access: &PortAccess) -> Result<Next> {
+        if access.size == 1 {
+            let rax = V::gprs(&mut self.arch).0[RAX];
+            let done = if access.input {
+                let value = self.port_read(access.port);
+                value.map(|value| V::gprs(&mut self.arch).0[RAX] = (rax & !0xff) | u64::from(value))
+            } else {
+                self.port_write(access.port, rax as u8)
+            };
+            if done.is_some() {
+                self.skip(Skip::BY_CPU);
+                return Ok(Next::Guest);
+            }
+        }
+        if !access.input {
+            let value = V::gprs(&mut self.arch).0[RAX] as u32;
+            self.pages.write(PORT_DATA, &value.to_le_bytes()[..usize::from(access.size & 7)]);
+        }
+        self.pending = Pending::Port {
+            access: *access,
+            rip: V::store_cpu_user_regs(&self.arch).rip,
+        };
+        self.exit_io(access.input, access.size, access.port, 1);
+        Ok(Next::Userspace)
+    }
+
+    /// Completes what userspace did for the guest since the last exit.
+    fn complete(&mut self) -> Result<Next> {
+        match core::mem::replace(&mut self.pending, Pending::None) {
+            Pending::None => Ok(Next::Guest),
+            Pending::Port { access, rip } => {
+                self.complete_port(&access, rip);
+                Ok(Next::Guest)
+            }
+            Pending::Access => {
+                let mut data = [0; 8];
+                self.pages.read(offset_of!(kvm_run, __bindgen_anon_1.mmio.data), &mut data);
+                self.replay.answered(data);
+                self.emulate_exit()
+            }
+        }
+    }
+
+    fn complete_port(&mut self, access: &PortAccess, rip: u64) {
+        if V::store_cpu_user_regs(&self.arch).rip != rip {
+            return;
+        }
+        if access.input {
+            let mut data = [0; 4];
+            self.pages.read(PORT_DATA, &mut data);
+            let value = u64::from(u32::from_le_bytes(data));
+            let rax = &mut V::gprs(&mut self.arch).0[RAX];
+            *rax = match access.size {
+                1 => (*rax & !0xff) | (value & 0xff),
+                2 => (*rax & !0xffff) | (value & 0xffff),
+                _ => value,
+            };
+        }
+        self.skip(Skip::BY_CPU);
+    }
+
+    /// Emulates the instruction at RIP.
+    fn emulate_exit(&mut self) -> Result<Next> {
+        let before = self.current_tpr();
+        match self.emulate() {
+            Emulated::Done => self.after_cr8(before),
+            Emulated::Failed(error) => Err(error),
+            Emulated::Unknown(code, length) => {
+                Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &code[..length.min(code.len())]))
+            }
+            Emulated::Userspace => {
+                self.pending = Pending::Access;
+                self.exit_access();
+                Ok(Next::Userspace)
+            }
+        }
+    }
+
+    fn halt(&mut self) -> Result<Next> {
+        let Some(skip) = self.plan_skip() else {
+            return self.touch_code();
+        };
+        self.skip(skip);
+        if self.lapic.is_none() {
+            self.set_exit(uapi::KVM_EXIT_HLT);
+            return Ok(Next::Userspace);
+        }
+        self.mp_state = MpState::Halted;
+        Ok(Next::Guest)
+    }
+
+    fn xsetbv_exit(&mut self) {
+        let Some(skip) = self.plan_skip() else {
+            // The guest tries again; the bytes will be there.
+            let _ = self.touch_code();
+            return;
+        };
+        let gprs = V::gprs(&mut self.arch).0;
+        let value = (gprs[2] << 32) | (gprs[RAX] & 0xffff_ffff);
+        match self.xsetbv(gprs[1] as u32, value) {
+            Ok(()) => {
+                self.skip(skip);
+            }
+            Err(fault) => self.raise(fault),
+        }
+    }
+
+    /// #UD: the other vendor's hypercall is carried out, all else is the guest's.
+    fn invalid_opcode(&mut self) -> Result<Next> {
+        use super::emulate::Op;
+        match self.decode_nofault().map(|insn| insn.op) {
+            Some(Op::Vmcall | Op::Vmmcall) => self.emulate_exit(),
+            _ => {
+                self.events.queue_exception(6, None);
+                Ok(Next::Guest)
+            }
+        }
+    }
+
+    /// With the local APIC in userspace the VMM is told when the guest lowers CR8.
+    fn after_cr8(&mut self, before: u8) -> Result<Next> {
+        if self.lapic.is_none() && self.current_tpr() < before {
+            self.set_exit(uapi::KVM_EXIT_SET_TPR);
+            return Ok(Next::Userspace);
+        }
+        Ok(Next::Guest)
+    }
+
+    fn current_tpr(&self) -> u8 {
+        V::tpr(&self.arch)
+    }
+
+    fn shut_down(&mut self) -> Result<Next> {
+        self.events.triple_fault = false;
+        self.set_exit(uapi::KVM_EXIT_SHUTDOWN);
+        Ok(Next::Userspace)
+    }
+
+    /// An INIT or start-up IPI (SDM vol 3, 10.4.3).
+    pub(crate) fn take_init(&mut self) {
+        if self.lapic.is_none() || self.shared.mailbox.is_empty() {
+            return;
+        }
+        if self.shared.mailbox.take_init() {
+            self.reset_by_init();
+        }
+        if self.mp_state == MpState::InitReceived {
+            if let Some(page) = self.shared.mailbox.take_startup() {
+                let mut system = V::system_regs(&self.arch);
+                system.segments[seg::CS].selector = u16::from(page) << 8;
+                system.segments[seg::CS].base = u64::from(page) << 12;
+                V::set_system_regs(&mut self.arch, &system);
+                V::load_cpu_user_regs(&mut self.arch, &UserRegs { rip: 0, ..UserRegs::at_power_up() });
+                self.mp_state = MpState::Runnable;
+            }
+        } else {
+            // Only a processor that waits for it takes a start-up IPI.
+            self.shared.mailbox.take_startup();
+        }
+    }
+
+    fn reset_by_init(&mut self) {
+        let old = V::system_regs(&self.arch);
+        // CD and NW stay as they are (SDM vol 3, table 10-1).
+        let system = SystemRegs {
+            cr0: (SystemRegs::at_power_up().cr0 & !0x6000_0000) | (old.cr0 & 0x6000_0000),
+            debug: DebugRegs::at_power_up(),
+            ..SystemRegs::at_power_up()
+        };
+        V::set_system_regs(&mut self.arch, &system);
+        V::load_cpu_user_regs(&mut self.arch, &UserRegs::at_power_up());
+        V::set_interruptibility(&mut self.arch, Interruptibility::default());
+        self.events = super::events::Events::default();
+        self.replay.clear();
+        self.pending = Pending::None;
+        if let Some(lapic) = &mut self.lapic {
+            lapic.reset(Reset::Init);
+            self.shared.mailbox.publish(lapic);
+        }
+        self.timer_stale = true;
+        self.mp_state = match self.shared.id {
+            0 => MpState::Runnable,
+            _ => MpState::InitReceived,
+        };
+    }
+
+    /// Brings the page of the instruction at RIP in, so that it can be read inside the window.
+    fn touch_code(&mut self) -> Result<Next> {
+        match self.fetch_code() {
+            Ok(()) => Ok(Next::Guest),
+            Err(error) if error == EAGAIN => Ok(Next::Guest),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn refresh_slots(&mut self) {
+        self.current_slots();
+    }
+
+    /// Whether the VMM may queue an interrupt now.
+    fn ready_for_interrupt(&self) -> bool {
+        let state = V::interruptibility(&self.arch);
+        state.interrupt_flag
+            && !state.sti
+            && !state.mov_ss
+            && self.events.interrupt.is_none()
+            && self.events.injected.is_none()
+    }
+
+    // --- struct kvm_run (api.rst, section 5) ---
+
+    /// Sets the exit reason.
+    fn set_exit(&self, reason: u32) {
+        self.pages.set(offset_of!(kvm_run, exit_reason), reason);
+    }
+
+    fn exit_io(&self, input: bool, size: u8, port: u16, count: u32) {
+        let direction = if input { uapi::KVM_EXIT_IO_IN } else { uapi::KVM_EXIT_IO_OUT };
+        let pages = &self.pages;
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.direction), direction as u8);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.size), size);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.port), port);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.count), count);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.data_offset), PORT_DATA as u64);
+        self.set_exit(uapi::KVM_EXIT_IO);
+    }
+
+    /// Asks userspace for the access that the emulator stopped at.
+    fn exit_access(&self) {
+        let Some(access) = self.replay.asked() else {
+            return;
+        };
+        if matches!(access.kind, Kind::PortIn | Kind::PortOut) {
+            let size = access.data[0].max(1);
+            let count = u32::from(access.length) / u32::from(size);
+            self.exit_io(access.kind == Kind::PortIn, size, access.address as u16, count);
+            return;
+        }
+        let pages = &self.pages;
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.phys_addr), access.address);
+        pages.write(offset_of!(kvm_run, __bindgen_anon_1.mmio.data), &access.data);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.len), u32::from(access.length));
+        let write = access.kind == Kind::Write;
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.is_write), u8::from(write));
+        self.set_exit(uapi::KVM_EXIT_MMIO);
+    }
+
+    fn fail_entry(&self, reason: u64) -> Next {
+        let pages = &self.pages;
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.fail_entry.hardware_entry_failure_reason), reason);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.fail_entry.cpu), self.last_cpu);
+        self.set_exit(uapi::KVM_EXIT_FAIL_ENTRY);
+        Next::Userspace
+    }
+
+    fn unknown_exit(&self, code: u64) -> Next {
+        let pages = &self.pages;
+        let data = offset_of!(kvm_run, __bindgen_anon_1.internal.data);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.ndata), 2u32);
+        pages.set(data, code);
+        pages.set(data + 8, u64::from(self.last_cpu));
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.internal.suberror),
+            uapi::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+        );
+        self.set_exit(uapi::KVM_EXIT_INTERNAL_ERROR);
+        Next::Userspace
+    }
+
+    /// An internal error, with the bytes of the instruction that was the reason (`KVM_EXIT_INTERNAL_ERROR`,
+    /// `emulation_failure`).
+    fn internal_error(&self, suberror: u32, code: &[u8]) -> Next {
+        let pages = &self.pages;
+        let at = offset_of!(kvm_run, __bindgen_anon_1.emulation_failure.flags);
+        let bytes = u64::from(!code.is_empty()) * u64::from(uapi::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.suberror), suberror);
+        // Two words of flags and bytes follow `ndata` and `flags` (api.rst, KVM_CAP_EXIT_ON_EMULATION_FAILURE).
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.ndata), if code.is_empty() { 1u32 } else { 4 });
+        pages.set(at, bytes);
+        let mut insn = [0u8; 16];
+        insn[0] = code.len().min(15) as u8;
+        insn[1..=code.len().min(15)].copy_from_slice(&code[..code.len().min(15)]);
+        pages.write(at + 8, &insn);
+        self.set_exit(uapi::KVM_EXIT_INTERNAL_ERROR);
+        Next::Userspace
+    }
+
+    /// What every return from `KVM_RUN` tells.
+    fn fill_run_page(&self) {
+        let pages = &self.pages;
+        let state = V::interruptibility(&self.arch);
+        let ready = self.lapic.is_some() || self.ready_for_interrupt();
+        pages.set(offset_of!(kvm_run, if_flag), u8::from(state.interrupt_flag));
+        pages.set(offset_of!(kvm_run, ready_for_interrupt_injection), u8::from(ready));
+        pages.set(offset_of!(kvm_run, cr8), u64::from(self.current_tpr()));
+        pages.set(offset_of!(kvm_run, apic_base), self.apic_base());
+        pages.set(offset_of!(kvm_run, flags), 0u16);
+    }
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Instructions on the machine's state, where the CPU doesn't tell their operands, or that belong to the other vendor.
+
+use super::emulate;
+use super::emulate::Fault;
+use super::emulate::Insn;
+use super::emulate::Machine;
+use super::emulate::Op;
+use super::emulate::Operand;
+use super::emulate::Stop;
+use super::emulation::Emulation;
+use super::exits::NO_SUCH_HYPERCALL;
+use super::guest_memory;
+use super::XvmOps;
+use super::CrAccess;
+use super::vcpu::Vcpu;
+
+/// #GP(0).
+const PRIVILEGE: Fault = Fault {
+    vector: 13,
+    error_code: Some(0),
+    address: None,
+};
+
+impl<V: XvmOps> Emulation<'_, V> {
+    /// Executes `insn` if it is one of these.
+    pub(super) fn execute_system(&mut self, insn: &Insn) -> Option<Result<(), Stop>> {
+        let result = match (insn.op, insn.operands) {
+            (Op::MovCr, [Operand::Control(cr), Operand::Register(from)]) => {
+                let value = self.gpr(from.index);
+                self.privileged(|this| this.vcpu.write_cr(cr, value))
+            }
+            (Op::MovCr, [Operand::Register(to), Operand::Control(cr)]) => self.privileged(|this| {
+                let value = this.vcpu.read_cr(cr);
+                this.set_gpr(to.index, value);
+                Ok(())
+            }),
+            (Op::Clts, _) => self.privileged(|this| this.vcpu.clts()),
+            (Op::Lmsw, [operand, _]) => match emulate::load(self, insn, &operand) {
+                Ok(value) => self.privileged(|this| this.vcpu.lmsw(value as u16)),
+                Err(stop) => Err(stop),
+            },
+            (Op::Wbinvd | Op::Invd, _) => self.privileged(|_| Ok(())),
+            // The one of the two that this CPU doesn't have raises #UD; guests that came from the other vendor use it.
+            (Op::Vmcall | Op::Vmmcall, _) => {
+                self.set_gpr(0, NO_SUCH_HYPERCALL);
+                Ok(())
+            }
+            _ => return None,
+        };
+        if result.is_ok() {
+            let rip = self.user.rip.wrapping_add(insn.length.into());
+            self.user.rip = match guest_memory::code_size(&self.system) {
+                emulate::CodeSize::Bits64 => rip,
+                _ => rip & 0xffff_ffff,
+            };
+        }
+        Some(result)
+    }
+
+    fn privileged(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Fault>) -> Result<(), Stop> {
+        if guest_memory::cpl(&self.system) != 0 {
+            return Err(Stop::Fault(PRIVILEGE));
+        }
+        work(self).map_err(Stop::Fault)
+    }
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    /// Carries out an access to a control register whose operands the CPU told. Outside of the window.
+    pub(crate) fn access_cr(&mut self, access: &CrAccess) {
+        let mut user = V::store_cpu_user_regs(&self.arch);
+        let result = match *access {
+            CrAccess::Write { cr, gpr } => self.write_cr(cr, user.gprs.0[usize::from(gpr & 15)]),
+            CrAccess::Read { cr, gpr } => {
+                user.gprs.0[usize::from(gpr & 15)] = self.read_cr(cr);
+                V::load_cpu_user_regs(&mut self.arch, &user);
+                Ok(())
+            }
+            CrAccess::Clts => self.clts(),
+            CrAccess::Lmsw(value) => self.lmsw(value),
+        };
+        match result {
+            Ok(()) => {
+                V::update_eip(&mut self.arch, None);
+            }
+            Err(fault) => self.raise(fault),
+        }
+    }
+
+    /// The value of CR0, CR2, CR3, CR4 or CR8.
+    fn read_cr(&self, cr: u8) -> u64 {
+        let system = V::system_regs(&self.arch);
+        match cr {
+            0 => system.cr0,
+            2 => system.cr2,
+            3 => system.cr3,
+            4 => system.cr4,
+            _ => match &self.lapic {
+                Some(lapic) => u64::from(lapic.tpr() >> 4),
+                None => V::tpr(&self.arch).into(),
+            },
+        }
+    }
+}

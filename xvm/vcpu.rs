@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A vCPU: what belongs to it, and its ioctls (api.rst, section 4, "vcpu ioctl").
+//!
+//! [`VcpuFile`] is what is behind the file descriptor. [`Vcpu`] is what only the thread in an ioctl touches, behind the
+//! file's mutex. [`Shared`] is what other threads reach: the mailbox of its local APIC, and the means to wake or kick it.
+
+use super::replay::Replay;
+use super::events::Events;
+use super::kick::Presence;
+use super::memory::Slots;
+use super::msr::Msrs;
+use super::ops::VcpuConfig;
+use super::platform::lapic::Lapic;
+use super::platform::mailbox::Mailbox;
+use super::run::Pending;
+use super::vm::Vm;
+use super::XvmOps;
+use crate::linux::anon_file;
+use crate::linux::anon_file::AnonFile;
+use crate::linux::fpu::GuestFpu;
+use crate::linux::run_pages::RunPages;
+use crate::linux::timer::Timer;
+use crate::linux::timer::TimerTarget;
+use crate::linux::wait::WaitPoint;
+use crate::linux::x86;
+use crate::uapi;
+use crate::uapi::kvm_cpuid_entry2;
+use kernel::mm::virt::VmaNew;
+use kernel::new_mutex;
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+use kernel::sync::ArcBorrow;
+use kernel::sync::Mutex;
+
+/// Pages that a vCPU shares with its VMM: `struct kvm_run`, the data of port I/O.
+pub(crate) const RUN_PAGES: usize = 2;
+
+/// Offset of the data of port I/O in them.
+pub(crate) const PORT_DATA: usize = PAGE_SIZE;
+
+/// What a vCPU does when it is run (api.rst, 4.38, `KVM_GET_MP_STATE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MpState {
+    /// It runs.
+    Runnable,
+    /// An application processor that waits for INIT.
+    Uninitialized,
+    /// It waits for a start-up IPI.
+    InitReceived,
+    /// It waits for an interrupt after HLT.
+    Halted,
+}
+
+/// What other threads reach of a vCPU.
+#[repr(C)]
+#[pin_data]
+pub(crate) struct Shared {
+    /// Expires when the local APIC's timer is due. The first field, as `TimerTarget` demands.
+    #[pin]
+    pub(crate) timer: Timer<Self>,
+    /// The vCPU's number, and the ID of its local APIC.
+    pub(crate) id: u32,
+    /// Whether it is in the guest, and where.
+    pub(crate) presence: Arc<Presence>,
+    /// Interrupts for it.
+    pub(crate) mailbox: Mailbox,
+    /// Where it sleeps in HLT.
+    #[pin]
+    pub(crate) wait: WaitPoint,
+}
+
+// SAFETY: `repr(C)`, the timer is first, and the value is only made in place, in an `Arc`.
+unsafe impl TimerTarget for Shared {
+    fn expired(&self) -> Option<u64> {
+        self.mailbox.post_timer();
+        self.wake();
+        None
+    }
+}
+
+impl Shared {
+    fn new(id: u32) -> Result<Arc<Self>> {
+        let presence = Arc::new(Presence::new(), GFP_KERNEL_ACCOUNT)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                timer <- Timer::new(),
+                id,
+                presence,
+                mailbox: Mailbox::new(),
+                wait <- WaitPoint::new(),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// Makes the vCPU look for work, whether it sleeps or is in the guest. From any context.
+    pub(crate) fn wake(&self) {
+        self.wait.wake();
+        self.presence.kick();
+    }
+}
+
+/// What belongs to a vCPU.
+pub(crate) struct Vcpu<V: XvmOps> {
+    /// Its VM.
+    pub(crate) vm: Arc<Vm<V>>,
+    /// What others reach.
+    pub(crate) shared: Arc<Shared>,
+    /// The pages shared with the VMM.
+    pub(crate) pages: Arc<RunPages>,
+    /// The vendor's part: control block and what goes with it.
+    pub(crate) arch: V::Vcpu,
+    /// FPU and extended state.
+    pub(crate) fpu: GuestFpu,
+    /// The local APIC, if the VM has an in-kernel one.
+    pub(crate) lapic: Option<KBox<Lapic>>,
+    /// Events that wait for the next entry.
+    pub(crate) events: Events,
+    /// What CPUID answers, as `KVM_SET_CPUID2` set it.
+    pub(crate) cpuid: KVec<kvm_cpuid_entry2>,
+    /// MSRs that neither the vendor nor the local APIC has.
+    pub(crate) msrs: Msrs,
+    /// Whether it runs.
+    pub(crate) mp_state: MpState,
+    /// What the last exit to userspace left to be done.
+    pub(crate) pending: Pending,
+    /// Accesses of the instruction under emulation that are already done.
+    pub(crate) replay: Replay,
+    /// The VM's slots, and their generation.
+    pub(crate) slots: Arc<Slots>,
+    /// See `slots`.
+    pub(crate) generation: u64,
+    /// The last of `Memory::flushes` that this vCPU flushed its TLB for.
+    pub(crate) flushed: u64,
+    /// The CPU that it ran on last.
+    pub(crate) last_cpu: u32,
+    /// What the guest's TSC adds to the host's.
+    pub(crate) tsc_offset: u64,
+    /// The local APIC's timer may be due at another time than the host's timer is set to.
+    pub(crate) timer_stale: bool,
+    /// The VMM wants to know when the guest can take an interrupt (`kvm_run.request_interrupt_window`).
+    pub(crate) window_wanted: bool,
+    /// Signals blocked while it runs (`KVM_SET_SIGNAL_MASK`).
+    pub(crate) signal_mask: Option<u64>,
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    fn new(vm: Arc<Vm<V>>, shared: Arc<Shared>, pages: Arc<RunPages>) -> Result<Self> {
+        let (slots, generation) = vm.memory.slots();
+        let config = VcpuConfig {
+            root: vm.memory.root(),
+            maxphyaddr: vm.machine.maxphyaddr(),
+        };
+        let bootstrap = shared.id == 0;
+        let lapic = match vm.irqchip() {
+            Some(_) => Some(KBox::new(Lapic::new(shared.id, bootstrap), GFP_KERNEL_ACCOUNT)?),
+            None => None,
+        };
+        if let Some(lapic) = &lapic {
+            shared.mailbox.publish(lapic);
+        }
+        let mp_state = match lapic {
+            Some(_) if !bootstrap => MpState::Uninitialized,
+            _ => MpState::Runnable,
+        };
+        let mut vcpu = Self {
+            arch: V::alloc(&vm.machine.caps, &config)?,
+            fpu: GuestFpu::new(vm.machine.fpu)?,
+            lapic,
+            events: Events::default(),
+            cpuid: KVec::new(),
+            msrs: Msrs::new(),
+            mp_state,
+            pending: Pending::None,
+            replay: Replay::default(),
+            slots,
+            generation,
+            flushed: 0,
+            last_cpu: u32::MAX,
+            tsc_offset: 0,
+            timer_stale: false,
+            window_wanted: false,
+            signal_mask: None,
+            vm,
+            shared,
+            pages,
+        };
+        vcpu.set_tsc_offset(0u64.wrapping_sub(x86::rdtsc()));
+        Ok(vcpu)
+    }
+
+    /// Sets what the guest's TSC adds to the host's.
+    pub(crate) fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
+        V::set_tsc_offset(&mut self.arch, offset);
+    }
+
+    /// The guest's TSC now.
+    pub(crate) fn guest_tsc(&self) -> u64 {
+        x86::rdtsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// The VM's slots as they are now.
+    #[inline]
+    pub(crate) fn current_slots(&mut self) -> &Slots {
+        if self.generation != self.vm.memory.generation() {
+            (self.slots, self.generation) = self.vm.memory.slots();
+        }
+        &self.slots
+    }
+}
+
+impl<V: XvmOps> Drop for Vcpu<V> {
+    fn drop(&mut self) {
+        V::free(&mut self.arch);
+    }
+}
+
+/// What is behind a vCPU's file descriptor.
+#[pin_data(PinnedDrop)]
+pub(crate) struct VcpuFile<V: XvmOps> {
+    vm: Arc<Vm<V>>,
+    shared: Arc<Shared>,
+    pages: Arc<RunPages>,
+    #[pin]
+    vcpu: Mutex<KBox<Vcpu<V>>>,
+}
+
+impl<V: XvmOps> VcpuFile<V> {
+    /// Makes vCPU `id` of `vm` and returns its file descriptor.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST` when there is one of that number, `ENOMEM`, or as [`anon_file::create`].
+    pub(crate) fn create(vm: Arc<Vm<V>>, id: u32) -> Result<isize> {
+        let pages = Arc::new(RunPages::new(RUN_PAGES)?, GFP_KERNEL_ACCOUNT)?;
+        let shared = Shared::new(id)?;
+        let vcpu = Vcpu::new(vm.clone(), shared.clone(), pages.clone())?;
+        let vcpu = KBox::new(vcpu, GFP_KERNEL_ACCOUNT)?;
+        let file = Arc::pin_init(
+            pin_init!(Self {
+                vm,
+                shared,
+                pages,
+                vcpu <- new_mutex!(vcpu, "xvm_vcpu"),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        // The drop of `file` takes it out of the VM's list again, also after a failure.
+        file.vm.add_vcpu(file.shared.clone())?;
+        anon_file::create(file)
+    }
+}
+
+#[pinned_drop]
+impl<V: XvmOps> PinnedDrop for VcpuFile<V> {
+    fn drop(self: Pin<&mut Self>) {
+        self.vm.remove_vcpu(&self.shared);
+        self.shared.timer.cancel();
+    }
+}
+
+impl<V: XvmOps> AnonFile for VcpuFile<V> {
+    const NAME: &'static CStr = c"xvm-vcpu";
+
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize> {
+        if !this.vm.address_space().is_current() {
+            return Err(EIO);
+        }
+        let mut vcpu = this.vcpu.lock();
+        let vcpu: &mut Vcpu<V> = &mut vcpu;
+        match cmd {
+            uapi::KVM_RUN if arg != 0 => Err(EINVAL),
+            uapi::KVM_RUN => vcpu.run().map(|()| 0),
+            uapi::KVM_GET_REGS => vcpu.get_regs(arg),
+            uapi::KVM_SET_REGS => vcpu.set_regs(arg),
+            uapi::KVM_GET_SREGS => vcpu.get_sregs(arg),
+            uapi::KVM_SET_SREGS => vcpu.set_sregs(arg),
+            uapi::KVM_GET_SREGS2 => vcpu.get_sregs2(arg),
+            uapi::KVM_SET_SREGS2 => vcpu.set_sregs2(arg),
+            uapi::KVM_GET_FPU => vcpu.get_fpu(arg),
+            uapi::KVM_SET_FPU => vcpu.set_fpu(arg),
+            uapi::KVM_GET_XSAVE | uapi::KVM_GET_XSAVE2 => vcpu.get_xsave(arg),
+            uapi::KVM_SET_XSAVE => vcpu.set_xsave(arg),
+            uapi::KVM_GET_XCRS => vcpu.get_xcrs(arg),
+            uapi::KVM_SET_XCRS => vcpu.set_xcrs(arg),
+            uapi::KVM_GET_MSRS => vcpu.get_msrs(arg),
+            uapi::KVM_SET_MSRS => vcpu.set_msrs(arg),
+            uapi::KVM_GET_CPUID2 => vcpu.get_cpuid2(arg),
+            uapi::KVM_SET_CPUID2 => vcpu.set_cpuid2(arg),
+            uapi::KVM_GET_LAPIC => vcpu.get_lapic(arg),
+            uapi::KVM_SET_LAPIC => vcpu.set_lapic(arg),
+            uapi::KVM_GET_MP_STATE => vcpu.get_mp_state(arg),
+            uapi::KVM_SET_MP_STATE => vcpu.set_mp_state(arg),
+            uapi::KVM_GET_VCPU_EVENTS => vcpu.get_vcpu_events(arg),
+            uapi::KVM_SET_VCPU_EVENTS => vcpu.set_vcpu_events(arg),
+            uapi::KVM_GET_DEBUGREGS => vcpu.get_debugregs(arg),
+            uapi::KVM_SET_DEBUGREGS => vcpu.set_debugregs(arg),
+            uapi::KVM_GET_TSC_KHZ => Ok(x86::tsc_khz() as isize),
+            uapi::KVM_SET_TSC_KHZ => vcpu.set_tsc_khz(arg),
+            uapi::KVM_INTERRUPT => vcpu.queue_interrupt(arg),
+            uapi::KVM_NMI => vcpu.queue_nmi(),
+            uapi::KVM_TRANSLATE => vcpu.translate(arg),
+            uapi::KVM_SET_SIGNAL_MASK => vcpu.set_signal_mask(arg),
+            uapi::KVM_TPR_ACCESS_REPORTING => vcpu.set_tpr_access_reporting(arg),
+            _ => Err(ENOTTY),
+        }
+    }
+
+    fn mmap(this: ArcBorrow<'_, Self>, vma: &VmaNew) -> Result {
+        this.pages.map(vma)
+    }
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A VM and its ioctls (api.rst, section 4, "vm ioctl").
+
+use super::extension;
+use super::irqchip::IrqChip;
+use super::kick::Kick;
+use super::machine::Machine;
+use super::memory::Memory;
+use super::memory::Region;
+use super::platform::lapic::Shorthand;
+use super::platform::Message;
+use super::targets::Targets;
+use super::vcpu::Shared;
+use super::vcpu::VcpuFile;
+use super::XvmOps;
+use crate::linux::anon_file;
+use crate::linux::anon_file::AnonFile;
+use crate::linux::mmu_notifier;
+use crate::linux::task::AddressSpace;
+use crate::linux::user;
+use crate::linux::x86;
+use crate::uapi;
+use kernel::mm::virt::VmaNew;
+use kernel::prelude::*;
+use kernel::sync::new_mutex;
+use kernel::sync::Arc;
+use kernel::sync::ArcBorrow;
+use kernel::sync::Mutex;
+use kernel::sync::SetOnce;
+
+/// What is behind a VM's file descriptor: the virtual platform, and what its vCPUs share.
+///
+/// # Locks
+///
+/// 1. a vCPU's mutex; 2. `setup`; 3. the locks in [`Memory`]; 4. those in [`IrqChip`], [`Targets`] and [`Kick`].
+#[pin_data]
+pub(crate) struct Vm<V: XvmOps> {
+    /// The physical machine.
+    pub(crate) machine: Arc<Machine<V>>,
+    /// Guest-physical memory.
+    pub(crate) memory: Arc<Memory<V::Pages>>,
+    /// Taken down before the memory.
+    _notifier: Pin<KBox<mmu_notifier::Registration<Memory<V::Pages>>>>,
+    mm: Arc<AddressSpace>,
+    kick: Arc<Kick>,
+    targets: Arc<Targets>,
+    irqchip: SetOnce<Arc<IrqChip>>,
+    /// Held while the irqchip or a vCPU is made, of which each depends on the other's absence.
+    #[pin]
+    setup: Mutex<()>,
+}
+
+impl<V: XvmOps> Vm<V> {
+    /// Makes a VM and returns its file descriptor.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `EINTR`, or as [`anon_file::create`].
+    pub(crate) fn create(machine: Arc<Machine<V>>) -> Result<isize> {
+        let kick = Kick::new()?;
+        let mm = Arc::new(AddressSpace::current()?, GFP_KERNEL_ACCOUNT)?;
+        let memory = Memory::new(kick.clone())?;
+        let notifier = mmu_notifier::Registration::new(memory.clone(), mm.clone())?;
+        let targets = Targets::new()?;
+        let vm = Arc::pin_init(
+            pin_init!(Self {
+                machine,
+                memory,
+                _notifier: notifier,
+                mm,
+                kick,
+                targets,
+                irqchip: SetOnce::new(),
+                setup <- new_mutex!((), "xvm_vm_setup"),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        anon_file::create(vm)
+    }
+
+    /// The address space that guest memory is in: no other process may run the VM.
+    pub(crate) fn address_space(&self) -> &AddressSpace {
+        &self.mm
+    }
+
+    /// The in-kernel interrupt controllers, once they were made.
+    #[inline]
+    pub(crate) fn irqchip(&self) -> Option<&Arc<IrqChip>> {
+        self.irqchip.as_ref()
+    }
+
+    /// Whether a vCPU was made (and is still there).
+    pub(super) fn has_vcpus(&self) -> bool {
+        self.targets.count() != 0
+    }
+
+    /// Delivers an interrupt between processors.
+    pub(crate) fn send(&self, message: &Message, shorthand: Shorthand, from: u32) {
+        self.targets.send_ipi(message, shorthand, from);
+    }
+
+    /// Makes a vCPU known to the others. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST`, `ENOMEM`.
+    pub(crate) fn add_vcpu(&self, vcpu: Arc<Shared>) -> Result {
+        self.kick.add(vcpu.presence.clone())?;
+        self.targets.add(vcpu)
+    }
+
+    /// Undoes `add_vcpu`.
+    pub(crate) fn remove_vcpu(&self, vcpu: &Arc<Shared>) {
+        self.targets.remove(vcpu);
+        self.kick.remove(&vcpu.presence);
+    }
+
+    fn set_region(&self, slot: u32, flags: u32, gpa: u64, size: u64, user: u64) -> Result<isize> {
+        self.memory.set_region(Region::new(slot, flags, gpa, size, user)?)?;
+        Ok(0)
+    }
+
+    fn create_vcpu(this: ArcBorrow<'_, Self>, id: usize) -> Result<isize> {
+        let id = u32::try_from(id).map_err(|_| EINVAL)?;
+        if id >= extension::MAX_VCPU_ID {
+            return Err(EINVAL);
+        }
+        let _setup = this.setup.lock();
+        if this.targets.count() >= extension::MAX_VCPUS as usize {
+            return Err(EINVAL);
+        }
+        VcpuFile::create(this.into(), id)
+    }
+
+    fn create_irqchip(&self) -> Result<isize> {
+        let _setup = self.setup.lock();
+        if self.irqchip().is_some() {
+            return Err(EEXIST);
+        }
+        if self.targets.count() != 0 {
+            return Err(EINVAL);
+        }
+        self.irqchip.populate(IrqChip::new(self.targets.clone())?);
+        Ok(0)
+    }
+}
+
+impl<V: XvmOps> AnonFile for Vm<V> {
+    const NAME: &'static CStr = c"xvm-vm";
+
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize> {
+        if !this.mm.is_current() {
+            return Err(EIO);
+        }
+        match cmd {
+            uapi::KVM_CHECK_EXTENSION => extension::check(arg),
+            uapi::KVM_SET_USER_MEMORY_REGION => {
+                let region: uapi::kvm_userspace_memory_region = user::read(arg)?;
+                let (gpa, size) = (region.guest_phys_addr, region.memory_size);
+                this.set_region(region.slot, region.flags, gpa, size, region.userspace_addr)
+            }
+            uapi::KVM_SET_USER_MEMORY_REGION2 => {
+                let region: uapi::kvm_userspace_memory_region2 = user::read(arg)?;
+                let (gpa, size) = (region.guest_phys_addr, region.memory_size);
+                this.set_region(region.slot, region.flags, gpa, size, region.userspace_addr)
+            }
+            uapi::KVM_CREATE_VCPU => Self::create_vcpu(this, arg),
+            uapi::KVM_SET_TSS_ADDR => this.set_tss_address(arg),
+            uapi::KVM_SET_IDENTITY_MAP_ADDR => this.set_identity_map_address(arg),
+            uapi::KVM_CREATE_IRQCHIP => this.create_irqchip(),
+            uapi::KVM_GET_IRQCHIP => this.get_irqchip(arg),
+            uapi::KVM_SET_IRQCHIP => this.set_irqchip(arg),
+            uapi::KVM_CREATE_PIT2 => this.create_pit2(arg),
+            uapi::KVM_GET_PIT2 => this.get_pit2(arg),
+            uapi::KVM_SET_PIT2 => this.set_pit2(arg),
+            uapi::KVM_IRQ_LINE => this.irq_line(arg, false),
+            uapi::KVM_IRQ_LINE_STATUS => this.irq_line(arg, true),
+            uapi::KVM_SET_GSI_ROUTING => this.set_gsi_routing(arg),
+            uapi::KVM_SIGNAL_MSI => this.signal_msi(arg),
+            uapi::KVM_GET_TSC_KHZ => Ok(x86::tsc_khz() as isize),
+            _ => Err(ENOTTY),
+        }
+    }
+
+    fn mmap(_: ArcBorrow<'_, Self>, _: &VmaNew) -> Result {
+        Err(ENODEV)
+    }
+}
