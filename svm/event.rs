@@ -53,6 +53,14 @@ impl EventField {
     }
 }
 
+impl EventField {
+    /// Whether it is an external interrupt. QEMU's emulation calls those from V_IRQ exceptions; no exception has such a vector.
+    fn is_interrupt(self) -> bool {
+        let (kind, vector) = (*self.kind() as u8, *self.vector());
+        kind == kind::INTERRUPT || kind == kind::EXCEPTION && vector >= 32
+    }
+}
+
 impl Vcpu {
     /// Delivers `event` at the next entry.
     pub(super) fn inject(&mut self, event: Event) {
@@ -135,24 +143,23 @@ impl Vcpu {
     #[inline]
     pub(super) fn settle_events(&mut self) {
         let control = &mut self.vmcb_mut().control;
-        let injected = control.event_injection;
-        control.event_injection = EventField::NONE;
         let cut_short = control.exit_event;
+        let injected = control.event_injection.valid();
         let pending = control.interrupt.irq();
+        control.event_injection = EventField::NONE;
         if cut_short.valid() {
             self.events.cut_short = Some(cut_short);
         }
-        if self.events.offered.is_some() && !self.events.interrupt_window {
-            // The CPU takes V_IRQ back when it begins the delivery; some do so at its end.
-            let begun = cut_short.valid()
-                && *cut_short.kind() == u64::from(kind::INTERRUPT)
-                && !injected.valid();
-            if begun || !pending {
-                self.events.offered = None;
-                self.events.taken = true;
-                if pending {
-                    self.request_virtual_interrupt();
-                }
+        if self.events.offered.is_none() || self.events.interrupt_window {
+            return;
+        }
+        // The CPU takes V_IRQ back when it begins the delivery; emulators do so at its end.
+        let begun = cut_short.valid() && cut_short.is_interrupt() && !injected;
+        if begun || !pending {
+            self.events.offered = None;
+            self.events.taken = true;
+            if pending {
+                self.request_virtual_interrupt();
             }
         }
     }
@@ -164,7 +171,7 @@ impl Vcpu {
         let vector = *field.vector() as u8;
         let error_code = field.has_error_code().then(|| *field.error_code() as u32);
         match *field.kind() as u8 {
-            kind::INTERRUPT => Some(Event::Interrupt(vector)),
+            _ if field.is_interrupt() => Some(Event::Interrupt(vector)),
             kind::NMI => {
                 self.abandon_nmi();
                 Some(Event::Nmi)
