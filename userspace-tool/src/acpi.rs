@@ -1,4 +1,5 @@
-//! The ACPI tables of the guest: CPUs and IOAPIC, power-off, reset, PM timer (ACPI specification 6.5, chapter 5).
+//! The ACPI tables of the guest: CPUs and IOAPIC, power-off, reset, PM timer (ACPI specification
+//! 6.5, chapter 5).
 
 use anyhow::{
     Context,
@@ -51,7 +52,8 @@ const DSDT_BODY: [u8; 13] = [
 
 // FADT fields (section 5.2.9).
 const FADT_LENGTH: usize = 276;
-/// IAPC_BOOT_ARCH: there are legacy devices, there is no VGA; no 8042 flag, so that Linux does not look for a keyboard.
+/// IAPC_BOOT_ARCH: there are legacy devices, there is no VGA; no 8042 flag, so that Linux does not
+/// look for a keyboard.
 const BOOT_ARCH: u16 = (1 << 0) | (1 << 2);
 /// WBINVD works, C1 on all CPUs, no fixed power or sleep button, 32-bit PM timer, reset register.
 const FADT_FLAGS: u32 = (1 << 0) | (1 << 2) | (1 << 4) | (1 << 5) | (1 << 8) | (1 << 10);
@@ -114,7 +116,8 @@ fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Root System Description Pointer (section 5.2.5.3), with one checksum over its first 20 bytes and one over all.
+/// Root System Description Pointer (section 5.2.5.3), with one checksum over its first 20 bytes and
+/// one over all.
 fn rsdp(xsdt: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(36);
     bytes.extend(b"RSD PTR \0XVM   \x02");
@@ -174,16 +177,20 @@ fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
 fn madt(cpus: u8) -> Vec<u8> {
     let mut body = Vec::new();
     body.extend(LAPIC.to_le_bytes());
-    body.extend(1_u32.to_le_bytes()); // PCAT_COMPAT: an 8259 pair is there as well
+    // PCAT_COMPAT: an 8259 pair is there as well.
+    body.extend(1_u32.to_le_bytes());
+    // Processor local APIC: UID, APIC ID, enabled.
     for cpu in 0..cpus {
-        body.extend([0, 8, cpu, cpu, 1, 0, 0, 0]); // processor local APIC: UID, APIC ID, enabled
+        body.extend([0, 8, cpu, cpu, 1, 0, 0, 0]);
     }
-    body.extend([1, 12, 0, 0]); // I/O APIC with ID 0
+    // I/O APIC with ID 0, its address, its first GSI.
+    body.extend([1, 12, 0, 0]);
     body.extend(IOAPIC.to_le_bytes());
-    body.extend(0_u32.to_le_bytes()); // first GSI
-                                      // GSI 0 to 15 are the ISA interrupts; the SCI alone is not edge-triggered: active high, level.
+    body.extend(0_u32.to_le_bytes());
+    // GSI 0 to 15 are the ISA interrupts, edge-triggered; the SCI alone is active high, level.
     body.extend([2, 10, 0, SCI as u8, SCI as u8, 0, 0, 0, 0x0d, 0]);
-    body.extend([4, 6, 0xff, 0, 0, 1]); // LINT1 of all CPUs is NMI
+    // LINT1 of all CPUs is NMI.
+    body.extend([4, 6, 0xff, 0, 0, 1]);
     table(b"APIC", 5, &body)
 }
 

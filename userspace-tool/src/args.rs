@@ -43,22 +43,24 @@ pub struct InfoOptions {
 }
 
 const BENCH_NOTES: &str = "\
-A guest does each kind of exit in a loop and times it with its TSC: instructions where the TSC counts those (QEMU with
--icount, Bochs), cycles elsewhere. A number is the median over batches, for one exit, the loop's own cost taken off.
+A guest does each kind of exit in a loop and times it with its TSC: instructions where the TSC
+counts those (QEMU with -icount, Bochs), cycles elsewhere. A number is the median over
+batches, for one exit and its return, less the loop's own cost.
 
-KINDS
-  cpuid       CPUID                                 handled in the kernel
-  msr         RDMSR of IA32_APIC_BASE                      \"
-  hypercall   VMCALL or VMMCALL, unknown number            \"
-  apic        write of the LAPIC's TPR                     \"
-  hlt-wake    IPI to itself, HLT, wake, EOI                \"
-  page-fault  first write to a page of guest memory        \"
-  pio-user    OUT                                   handled in userspace
-  mmio-user   write where there is no memory               \"
+KINDS handled in the kernel
+  cpuid       CPUID
+  msr         RDMSR of IA32_APIC_BASE
+  hypercall   VMCALL or VMMCALL with a number that does not exist
+  apic        write to the LAPIC's TPR
+  hlt-wake    IPI to itself, HLT, wake, interrupt, EOI
+  page-fault  first write to a page of guest memory
+KINDS handled in userspace
+  pio-user    OUT
+  mmio-user   write where there is no memory
 
 OUTPUT
-  RESULT <kind> <ticks>                                          for one device
-  BENCH <vendor> <kind> kvm=<ticks> xvm=<ticks> ratio=<ratio>    with --compare, and a table after that";
+  RESULT <kind> <ticks>                                        for one device
+  BENCH <vendor> <kind> kvm=<ticks> xvm=<ticks> ratio=<ratio>  with --compare; then a table";
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = BENCH_NOTES)]
@@ -81,24 +83,28 @@ pub struct BenchOptions {
 }
 
 const RUN_NOTES: &str = "\
-KEYS (when standard input is a terminal, which is then in raw mode: Ctrl-C goes to the guest)
+KEYS, when standard input is a terminal (in raw mode then: Ctrl-C goes to the guest)
   Ctrl-A x       end the VM and leave
   Ctrl-A Ctrl-A  send one Ctrl-A to the guest
   Ctrl-A h       list these keys
 
 THE MACHINE
-  Serial port (16550A) at I/O port 0x3f8, IRQ 4: standard input and output. LAPIC, IOAPIC, 8259 pair and 8254 PIT in the
-  kernel module. ACPI with power-off (S5), reset register and PM timer (ports 0x600-0x60b, 0xcf9), CMOS clock at 0x70 (host
-  time, UTC), keyboard-controller reset at 0x64, no PCI. Other ports read as all ones, and so does memory that is not there.
-  RAM: 0 to 3 GiB, the rest from 4 GiB on.
+  Serial port (16550A) at I/O port 0x3f8, IRQ 4: standard input and output. In the kernel
+  module: LAPIC, IOAPIC, 8259 pair, 8254 PIT. ACPI with power-off (S5), reset register and PM
+  timer (ports 0x600-0x60b, 0xcf9). CMOS clock at 0x70 (the host's time, UTC). Reset by the
+  keyboard controller (0xfe to port 0x64). No PCI. What is not there reads as all ones, ports
+  and memory alike. RAM from 0 to 3 GiB, the rest from 4 GiB on.
 
 EXIT STATUS
   0        the guest powered off, a bare image halted, or Ctrl-A x
-  0..255   the byte that the guest wrote to I/O port 0xf4, which ends the VM at once; from a Linux guest with status N:
+  0..255   the byte that the guest wrote to I/O port 0xf4, which ends the VM at once.
+           From a Linux guest, for status N:
              printf \"\\\\$(printf %03o N)\" | dd of=/dev/port bs=1 seek=244 conv=notrunc
+  124      the guest rebooted, with --no-reboot
   125      the tool could not start or go on; standard error says why
-  126      the guest crashed (triple fault, failed VM entry, emulation failure); standard error has its registers
-  128+N    the tool was ended by signal N";
+  126      the guest crashed (triple fault, failed VM entry, emulation failure); standard
+           error has the registers (on AMD after a triple fault: those of the reset)
+  128+N    signal N ended the tool";
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = RUN_NOTES)]
@@ -126,35 +132,38 @@ pub struct RunOptions {
     /// Bare image to load and start, in real mode unless told otherwise
     #[arg(long, value_name = "FILE", requires = "load")]
     pub flat: Option<PathBuf>,
-    #[command(flatten)]
-    pub flat_options: FlatOptions,
     /// Guest memory; K, M or G may follow, M when none does
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory)]
     pub mem: u64,
     /// Number of virtual CPUs
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=MAX_CPUS))]
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=MAX_CPUS))]
     pub cpus: u8,
     /// Device that speaks the KVM ABI
     #[arg(long, value_name = "PATH", default_value = "/dev/xvm")]
     pub device: PathBuf,
-    /// When the guest reboots, end with status 0 instead of starting it again
+    /// When the guest reboots, end with status 124 instead of starting it again
     #[arg(long)]
     pub no_reboot: bool,
     /// Count exits by reason, and print them to standard error at the end
     #[arg(long)]
     pub stats: bool,
+    #[command(flatten)]
+    pub flat_options: FlatOptions,
 }
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Bare images")]
 pub struct FlatOptions {
     /// Guest physical address where the image goes
-    #[arg(long, value_name = "ADDR", requires = "flat", conflicts_with = "kernel", value_parser = parse_address)]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    #[arg(requires = "flat", conflicts_with = "kernel")]
     pub load: Option<u64>,
     /// Where execution begins; the load address without this
-    #[arg(long, value_name = "ADDR", requires = "flat", conflicts_with = "kernel", value_parser = parse_address)]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    #[arg(requires = "flat", conflicts_with = "kernel")]
     pub entry: Option<u64>,
-    /// Start in real mode: CS base 0 below 64 KiB, else the entry's 64 KiB block; SP below the load address (the default)
+    /// Start in real mode (the default): CS base is the entry's 64 KiB block, SP the load address
     #[arg(long, requires = "flat", conflicts_with = "kernel", group = "mode")]
     pub real: bool,
     /// Start in 32-bit protected mode, flat segments, paging off
@@ -163,7 +172,7 @@ pub struct FlatOptions {
     /// Start in 64-bit mode, 4 GiB identity-mapped by tables at 0x90000 to 0x97000
     #[arg(long, requires = "flat", conflicts_with = "kernel", group = "mode")]
     pub long: bool,
-    /// Give a bare image the in-kernel interrupt controllers and timer; HLT then waits instead of ending the VM
+    /// With interrupt controllers and timer in the kernel: HLT then waits instead of ending the VM
     #[arg(long, requires = "flat", conflicts_with = "kernel")]
     pub irqchip: bool,
 }

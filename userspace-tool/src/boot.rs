@@ -1,4 +1,5 @@
-//! Loads a Linux kernel by the 64-bit boot protocol (Documentation/arch/x86/boot.rst and zero-page.rst).
+//! Loads a Linux kernel by the 64-bit boot protocol (Documentation/arch/x86/boot.rst and
+//! zero-page.rst).
 
 use std::fs::File;
 use std::io::Read;
@@ -58,7 +59,8 @@ const E820_RESERVED: u32 = 2;
 /// What goes on the kernel's command line before anything that the user adds.
 const DEFAULT_COMMAND_LINE: &str = "console=ttyS0";
 
-/// Loads kernel, initial RAM disk and command line into `memory`; returns the registers to start with.
+/// Loads kernel, initial RAM disk and command line into `memory`; returns the registers to start
+/// with.
 pub fn load(
     memory: &GuestMemory,
     kernel: &Path,
@@ -193,7 +195,8 @@ fn memory_map(memory: &GuestMemory) -> Vec<boot_e820_entry> {
 #[repr(transparent)]
 struct Wire(boot_params);
 
-// SAFETY: `boot_params` is a packed structure of integers and arrays of such: any bytes are a value of it, and it has no padding.
+// SAFETY: `boot_params` is a packed structure of integers and arrays of such: any bytes are a value
+// of it, and it has no padding.
 unsafe impl vm_memory::ByteValued for Wire {}
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use rustix::stdio::stdin;
 
 use crate::devices::Devices;
+use crate::output::say;
 use crate::terminal::{
     EndSignals,
     RawMode, //
@@ -90,8 +91,8 @@ impl Console {
         })
     }
 
-    /// Feeds the guest until a vCPU reports how the VM ended (`ended` becomes readable then), a signal arrives or the user
-    /// leaves.
+    /// Feeds the guest until a vCPU reports how the VM ended (`ended` becomes readable then), a
+    /// signal arrives or the user leaves.
     pub fn serve(
         &mut self,
         devices: &Devices,
@@ -99,12 +100,14 @@ impl Console {
         outcomes: &Receiver<Outcome>,
     ) -> Result<Outcome> {
         let drained = devices.serial().drained();
+        let output_timer = devices.serial().output_timer();
         loop {
             let want_input = self.input_open && self.pending.is_empty();
             let mut fds = vec![
                 PollFd::new(&self.signals, PollFlags::IN),
                 PollFd::new(ended, PollFlags::IN),
                 PollFd::new(&drained, PollFlags::IN),
+                PollFd::new(&output_timer, PollFlags::IN),
             ];
             let input = stdin();
             if want_input {
@@ -114,7 +117,8 @@ impl Console {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno).context("poll"),
             }
-            let input_ready = fds.get(3).is_some_and(|fd| !fd.revents().is_empty());
+            let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+            let (output_waits, input_ready) = (ready(3), ready(4));
             if let Some(signal) = self.signals.caught() {
                 return Ok(Outcome::Signal(signal));
             }
@@ -122,6 +126,10 @@ impl Console {
                 return Ok(outcome);
             }
             acknowledge(&drained);
+            if output_waits {
+                acknowledge(&output_timer);
+                devices.serial().flush()?;
+            }
             if input_ready && self.read_input() == Key::Leave {
                 return Ok(Outcome::Left);
             }
@@ -147,7 +155,7 @@ impl Console {
             };
             match key {
                 Key::Send(byte) => self.pending.push_back(byte),
-                Key::Help => eprintln!("{HELP}"),
+                Key::Help => say(format_args!("{HELP}")),
                 Key::Leave => return Key::Leave,
                 Key::Wait => {}
             }
@@ -166,7 +174,7 @@ impl Console {
     }
 }
 
-/// Makes an eventfd unreadable until the next event.
+/// Makes an eventfd or timerfd unreadable until the next event.
 fn acknowledge(event: impl AsFd) {
     // EAGAIN: there was none.
     let _ = rustix::io::read(event, &mut [0_u8; 8]);

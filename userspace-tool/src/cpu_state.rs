@@ -17,7 +17,8 @@ use vm_memory::{
 
 use crate::memory::GuestMemory;
 
-// Guest physical addresses of what long mode needs. Below the EBDA, above everything that the boot protocol places.
+// Guest physical addresses of what long mode needs. Below the EBDA, above everything that the boot
+// protocol places.
 const PML4: u64 = 0x9_0000;
 const PDPT: u64 = 0x9_1000;
 const PAGE_DIRECTORIES: u64 = 0x9_2000;
@@ -39,7 +40,8 @@ const EFER_LMA: u64 = 1 << 10;
 /// RFLAGS bit 1 always reads as 1.
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
-// Selectors that the 64-bit boot protocol asks for (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
+// Selectors that the 64-bit boot protocol asks for (Documentation/arch/x86/boot.rst, "64-bit Boot
+// Protocol").
 /// The 64-bit code segment.
 pub const BOOT_CS: u16 = 0x10;
 const BOOT_DS: u16 = 0x18;

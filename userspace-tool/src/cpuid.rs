@@ -1,4 +1,5 @@
-//! The CPUID that a vCPU gets: what the device supports, with the fields that say which CPU of how many this is.
+//! The CPUID that a vCPU gets: what the device supports, with the fields that say which CPU of how
+//! many this is.
 
 use anyhow::{
     Context,
@@ -115,13 +116,14 @@ fn set_identity(entry: &mut kvm_cpuid_entry2, id: u8, cpus: u8, tsc_deadline: bo
                 u32::from(cpus > 1),
             );
             entry.ecx |= LEAF1_ECX_HYPERVISOR;
-            // Emulated by the interrupt controller in the kernel, so that the supported leaves do not have it.
+            // Emulated by the interrupt controller in the kernel, so that the supported leaves do
+            // not have it.
             if tsc_deadline {
                 entry.ecx |= LEAF1_ECX_TSC_DEADLINE;
             }
         }
-        // Intel's cache leaf: cores in the package less one, and CPUs that share the cache less one. The caches of levels 1
-        // and 2 belong to a core, that of level 3 to the package.
+        // Intel's cache leaf: cores in the package less one, and CPUs that share the cache less
+        // one. The caches of levels 1 and 2 belong to a core, that of level 3 to the package.
         0x4 if entry.eax & 0x1f != 0 => {
             let level = (entry.eax >> 5) & 7;
             let span = (1 << id_bits(cpus)) - 1;

@@ -24,7 +24,10 @@ pub fn open(path: &Path) -> Result<Kvm> {
         .map_err(|error| anyhow!("{name}: {}", open_advice(path, error.errno())))?;
     let version = kvm.get_api_version();
     if version < 0 {
-        bail!("{name}: does not answer KVM_GET_API_VERSION, so it is no KVM-compatible device; use /dev/xvm or /dev/kvm");
+        bail!(
+            "{name}: does not answer KVM_GET_API_VERSION, so it is no KVM-compatible device; \
+             use /dev/xvm or /dev/kvm"
+        );
     }
     if version != KVM_API_VERSION as i32 {
         bail!("{name}: speaks KVM API version {version}, this tool speaks {KVM_API_VERSION}");

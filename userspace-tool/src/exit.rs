@@ -1,11 +1,13 @@
-//! Reads why `KVM_RUN` returned, from the page that vCPU and kernel share (api.rst, section 5, "The kvm_run structure").
+//! Reads why `KVM_RUN` returned, from the page that vCPU and kernel share (api.rst, section 5, "The
+//! kvm_run structure").
 
 use std::sync::atomic::AtomicU8;
 
 use kvm_bindings::*;
 use kvm_ioctls::VcpuFd;
 
-/// Why `KVM_RUN` returned. Data slices are in the shared page: what is written there is what the guest reads.
+/// Why `KVM_RUN` returned. Data slices are in the shared page: what is written there is what the
+/// guest reads.
 #[derive(Debug)]
 pub enum Exit<'a> {
     /// OUT or OUTS of `data.len() / size` items of `size` bytes.
@@ -54,7 +56,8 @@ pub fn decode(vcpu: &mut VcpuFd, map_size: usize) -> Exit<'_> {
         KVM_EXIT_HLT => Exit::Halt,
         KVM_EXIT_SHUTDOWN => Exit::Shutdown,
         KVM_EXIT_FAIL_ENTRY => {
-            // SAFETY: The exit reason says that this member is the valid one, and every bit pattern of it is a value.
+            // SAFETY: The exit reason says that this member is the valid one, and every bit pattern
+            // of it is a value.
             let entry = unsafe { run.__bindgen_anon_1.fail_entry };
             Exit::FailEntry {
                 reason: entry.hardware_entry_failure_reason,
@@ -85,7 +88,8 @@ pub fn decode(vcpu: &mut VcpuFd, map_size: usize) -> Exit<'_> {
 }
 
 fn decode_io(run: &mut kvm_run, map_size: usize) -> Exit<'_> {
-    // SAFETY: The exit reason says that this member is the valid one, and every bit pattern of it is a value.
+    // SAFETY: The exit reason says that this member is the valid one, and every bit pattern of it
+    // is a value.
     let io = unsafe { run.__bindgen_anon_1.io };
     let size = usize::from(io.size);
     let length = size.saturating_mul(io.count as usize);
@@ -97,8 +101,9 @@ fn decode_io(run: &mut kvm_run, map_size: usize) -> Exit<'_> {
         return Exit::Unknown(run.exit_reason);
     }
     let base: *mut u8 = std::ptr::from_mut(run).cast();
-    // SAFETY: The mapping that `run` begins is `map_size` bytes long and lives as long as the borrow; the range was checked
-    // to be in it. The kernel writes it during KVM_RUN only, which needs the vCPU that is borrowed here.
+    // SAFETY: The mapping that `run` begins is `map_size` bytes long and lives as long as the
+    // borrow; the range was checked to be in it. The kernel writes it during KVM_RUN only, which
+    // needs the vCPU that is borrowed here.
     let data = unsafe { std::slice::from_raw_parts_mut(base.add(io.data_offset as usize), length) };
     if u32::from(io.direction) == KVM_EXIT_IO_OUT {
         Exit::IoOut {
@@ -116,7 +121,8 @@ fn decode_io(run: &mut kvm_run, map_size: usize) -> Exit<'_> {
 }
 
 fn decode_mmio(run: &mut kvm_run) -> Exit<'_> {
-    // SAFETY: The exit reason says that this member is the valid one, and every bit pattern of it is a value.
+    // SAFETY: The exit reason says that this member is the valid one, and every bit pattern of it
+    // is a value.
     let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
     let length = (mmio.len as usize).min(mmio.data.len());
     if mmio.is_write == 0 {
@@ -131,14 +137,16 @@ fn decode_mmio(run: &mut kvm_run) -> Exit<'_> {
     }
 }
 
-/// The `immediate_exit` byte of `vcpu`: once it is 1, `KVM_RUN` returns EINTR without entering the guest.
+/// The `immediate_exit` byte of `vcpu`: once it is 1, `KVM_RUN` returns EINTR without entering the
+/// guest.
 ///
 /// # Safety
 ///
 /// `vcpu` must not be dropped while the reference is used.
 pub unsafe fn immediate_exit(vcpu: &mut VcpuFd) -> &'static AtomicU8 {
     let byte = &raw mut vcpu.get_kvm_run().immediate_exit;
-    // SAFETY: The byte is in the shared mapping, which lives as long as the vCPU, as the caller promises. The kernel only
-    // reads it, and everything in this process reaches it through this atomic alone.
+    // SAFETY: The byte is in the shared mapping, which lives as long as the vCPU, as the caller
+    // promises. The kernel only reads it. In this process everything that touches it does so
+    // through this atomic: the functions above read other members of the structure only.
     unsafe { AtomicU8::from_ptr(byte) }
 }

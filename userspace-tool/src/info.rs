@@ -1,6 +1,10 @@
 //! `xvm info`: what a device is and can do, as found by asking it.
 
 use std::fs;
+use std::io::{
+    self,
+    Write, //
+};
 use std::path::Path;
 
 use anyhow::{
@@ -16,25 +20,27 @@ use crate::{
     device, //
 };
 
-/// The capability numbers that are asked for. Those after the last one with a name are shown by number.
+/// The capability numbers that are asked for. Those after the last one with a name are shown by
+/// number.
 const CAPABILITIES: std::ops::Range<u32> = 0..300;
 
 /// Prints everything; returns the exit status.
 pub fn run(options: &InfoOptions) -> Result<u8> {
     let kvm = device::open(&options.device)?;
-    print_device(&kvm, &options.device)?;
-    print_limits(&kvm)?;
-    print_cpu(&kvm)?;
-    print_capabilities(&kvm);
+    let mut out = io::stdout().lock();
+    print_device(&mut out, &kvm, &options.device)?;
+    print_limits(&mut out, &kvm)?;
+    print_cpu(&mut out, &kvm)?;
+    print_capabilities(&mut out, &kvm)?;
     Ok(0)
 }
 
-fn print_device(kvm: &Kvm, path: &Path) -> Result<()> {
-    println!("device                {}", path.display());
-    println!("vendor                {}", device::vendor(kvm)?);
-    println!("KVM API version       {}", kvm.get_api_version());
+fn print_device(out: &mut impl Write, kvm: &Kvm, path: &Path) -> Result<()> {
+    writeln!(out, "device                {}", path.display())?;
+    writeln!(out, "vendor                {}", device::vendor(kvm)?)?;
+    writeln!(out, "KVM API version       {}", kvm.get_api_version())?;
     for (name, value) in module_parameters(path) {
-        println!("module parameter      {name} = {value}");
+        writeln!(out, "module parameter      {name} = {value}")?;
     }
     Ok(())
 }
@@ -61,33 +67,38 @@ fn module_parameters(device: &Path) -> Vec<(String, String)> {
     parameters
 }
 
-fn print_limits(kvm: &Kvm) -> Result<()> {
-    println!("vCPUs recommended     {}", kvm.get_nr_vcpus());
-    println!("vCPUs at most         {}", kvm.get_max_vcpus());
-    println!("vCPU IDs below        {}", kvm.get_max_vcpu_id());
-    println!("memory slots          {}", kvm.get_nr_memslots());
-    println!(
+fn print_limits(out: &mut impl Write, kvm: &Kvm) -> Result<()> {
+    writeln!(out, "vCPUs recommended     {}", kvm.get_nr_vcpus())?;
+    writeln!(out, "vCPUs at most         {}", kvm.get_max_vcpus())?;
+    writeln!(out, "vCPU IDs below        {}", kvm.get_max_vcpu_id())?;
+    writeln!(out, "memory slots          {}", kvm.get_nr_memslots())?;
+    writeln!(
+        out,
         "vCPU mapping          {} bytes",
         kvm.get_vcpu_mmap_size().context("KVM_GET_VCPU_MMAP_SIZE")?
-    );
+    )?;
     Ok(())
 }
 
-fn print_cpu(kvm: &Kvm) -> Result<()> {
+fn print_cpu(out: &mut impl Write, kvm: &Kvm) -> Result<()> {
     let supported = cpuid::supported(kvm)?;
-    println!("CPUID vendor          {}", cpuid::vendor_name(&supported));
-    println!("CPUID entries         {}", supported.as_slice().len());
+    writeln!(
+        out,
+        "CPUID vendor          {}",
+        cpuid::vendor_name(&supported)
+    )?;
+    writeln!(out, "CPUID entries         {}", supported.as_slice().len())?;
     let msrs = kvm.get_msr_index_list().context("KVM_GET_MSR_INDEX_LIST")?;
-    println!("MSRs to save          {}", msrs.as_slice().len());
+    writeln!(out, "MSRs to save          {}", msrs.as_slice().len())?;
     match kvm.get_msr_feature_index_list() {
-        Ok(features) => println!("feature MSRs          {}", features.as_slice().len()),
-        Err(error) => println!("feature MSRs          none: {error}"),
+        Ok(features) => writeln!(out, "feature MSRs          {}", features.as_slice().len())?,
+        Err(error) => writeln!(out, "feature MSRs          none: {error}")?,
     }
     Ok(())
 }
 
-fn print_capabilities(kvm: &Kvm) {
-    println!("capabilities");
+fn print_capabilities(out: &mut impl Write, kvm: &Kvm) -> Result<()> {
+    writeln!(out, "capabilities")?;
     for number in CAPABILITIES {
         let value = kvm.check_extension_raw(u64::from(number));
         if value > 0 {
@@ -95,7 +106,8 @@ fn print_capabilities(kvm: &Kvm) {
                 .iter()
                 .find(|(_, named)| *named == number)
                 .map_or("(no name)", |(name, _)| name);
-            println!("  {number:>3} {name:<32} {value}");
+            writeln!(out, "  {number:>3} {name:<32} {value}")?;
         }
     }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! `xvm`: runs virtual machines on `/dev/xvm`, or on `/dev/kvm` for comparison.
 //!
-//! `args` is the command line; `run` (with `flat`) builds a VM and waits for its end; the rest is one subject a file.
+//! `args` is the command line; `run` (with `flat`) builds a VM and waits for its end; the rest is
+//! one subject a file.
 
 mod acpi;
 mod args;
@@ -15,6 +16,7 @@ mod devices;
 mod exit;
 mod info;
 mod memory;
+mod output;
 mod run;
 mod stats;
 mod terminal;
@@ -37,8 +39,8 @@ fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
-            // --help and --version arrive here too, as errors that are not failures. Where even the message cannot be
-            // written, the exit status is all that is left to tell.
+            // --help and --version arrive here too, as errors that are not failures. Where even the
+            // message cannot be written, the exit status is all that is left to tell.
             let _ = error.print();
             let failed = error.use_stderr();
             return ExitCode::from(if failed { STATUS_TOOL_ERROR } else { 0 });
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("xvm: {error:#}");
+            output::say(format_args!("xvm: {error:#}"));
             ExitCode::from(STATUS_TOOL_ERROR)
         }
     }

@@ -62,8 +62,9 @@ pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<()> {
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };
-        // SAFETY: The range is a mapping of its own that `memory` keeps. Guest and kernel write it at any time, which is why
-        // it is only reached through volatile accessors; `vm::Machine` drops the VM before the memory.
+        // SAFETY: The range is a mapping of its own that `memory` keeps. Guest and kernel write it
+        // at any time, which is why it is only reached through volatile accessors; `vm::Machine`
+        // drops the VM before the memory.
         unsafe { vm.set_user_memory_region(slot) }.with_context(|| {
             format!(
                 "KVM_SET_USER_MEMORY_REGION: {:#x} bytes at {:#x}",

@@ -30,7 +30,11 @@ use crate::args::{
     RunOptions, //
 };
 use crate::console::Console;
-use crate::devices::Devices;
+use crate::devices::{
+    Devices,
+    Listener, //
+};
+use crate::output::say;
 use crate::stats::Stats;
 use crate::vcpu::{
     prepare_stop_signal,
@@ -50,6 +54,8 @@ use crate::{
     device, //
 };
 
+/// Exit status when the guest rebooted and should not.
+const STATUS_REBOOT: u8 = 124;
 /// Exit status when the guest crashed.
 const STATUS_CRASHED: u8 = 126;
 /// Exit status when a signal ended the tool, less the signal's number.
@@ -57,20 +63,24 @@ const STATUS_SIGNAL: u8 = 128;
 
 /// Runs the VM until it ends for good; returns the tool's exit status.
 pub fn run(options: &RunOptions) -> Result<u8> {
+    if options.cpus > 1 && !has_irqchip(options) {
+        bail!("a bare image with several CPUs needs --irqchip: only a LAPIC can start the others");
+    }
     let kvm = device::open(&options.device)?;
     prepare_stop_signal()?;
     let mut stats = Stats::default();
     let outcome = run_until_end(&kvm, options, &mut stats)?;
     if options.stats {
-        eprint!("{stats}");
+        say(format_args!("{stats}"));
     }
     match outcome {
-        Outcome::PowerOff | Outcome::Reset | Outcome::Halted | Outcome::Left => Ok(0),
+        Outcome::PowerOff | Outcome::Halted | Outcome::Left => Ok(0),
+        Outcome::Reset => Ok(STATUS_REBOOT),
         Outcome::Exit(status) => Ok(status),
         Outcome::Signal(signal) => Ok(STATUS_SIGNAL.saturating_add(signal)),
         Outcome::Failed(reason) => bail!(reason),
         Outcome::Crashed(reason) => {
-            eprintln!("xvm: the guest crashed: {reason}");
+            say(format_args!("xvm: the guest crashed: {reason}"));
             Ok(STATUS_CRASHED)
         }
     }
@@ -162,7 +172,12 @@ fn run_machine(
     stats: &mut Stats,
 ) -> Result<Outcome> {
     let map_size = kvm.get_vcpu_mmap_size().context("KVM_GET_VCPU_MMAP_SIZE")?;
-    let devices = Arc::new(Devices::new(&machine.vm, has_irqchip(options))?);
+    let listener = if options.kernel.is_some() {
+        Listener::Driver
+    } else {
+        Listener::Poll
+    };
+    let devices = Arc::new(Devices::new(&machine.vm, has_irqchip(options), listener)?);
     let ended =
         Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("eventfd")?);
     let (sender, outcomes) = mpsc::channel();
@@ -188,6 +203,7 @@ fn run_machine(
     }
     // Whatever went wrong, the vCPUs stop before the memory goes.
     let outcome = started.and_then(|()| console.serve(&devices, &ended, &outcomes));
+    let flushed = devices.serial().flush();
     let stopped: Vec<_> = running.into_iter().map(Running::stop).collect();
     for counted in stopped {
         stats.add(&counted?);
@@ -195,5 +211,6 @@ fn run_machine(
     if options.stats {
         stats.count_in_kernel(&options.device, machine.vm.as_raw_fd());
     }
+    flushed?;
     outcome
 }

@@ -11,7 +11,8 @@ use std::path::Path;
 
 use kvm_bindings::*;
 
-/// How often `KVM_RUN` returned, by exit reason, and for I/O by port and direction, for MMIO by page and direction.
+/// How often `KVM_RUN` returned, by exit reason, and for I/O by port and direction, for MMIO by
+/// page and direction.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
     reasons: BTreeMap<u32, u64>,
@@ -40,9 +41,11 @@ impl Stats {
         *self.pages.entry((address & !0xfff, write)).or_default() += 1;
     }
 
-    /// Adds the kernel's counters of the VM with file descriptor `vm`, which are there as long as the VM is.
+    /// Adds the kernel's counters of the VM with file descriptor `vm`, which are there as long as
+    /// the VM is.
     ///
-    /// `/dev/kvm` has them in `/sys/kernel/debug/kvm/PID-FD`, one number a file; another device where it is called so too.
+    /// `/dev/kvm` has them in `/sys/kernel/debug/kvm/PID-FD`, one number a file; another device
+    /// where it is called so too.
     pub fn count_in_kernel(&mut self, device: &Path, vm: RawFd) {
         let Some(name) = device.file_name() else {
             return;

@@ -37,7 +37,8 @@ pub struct RawMode {
 }
 
 impl RawMode {
-    /// Sets raw mode if standard input is a terminal. Output stays cooked, so that this tool's own messages look right.
+    /// Sets raw mode if standard input is a terminal. Output stays cooked, so that this tool's own
+    /// messages look right.
     pub fn enter() -> Result<Option<Self>> {
         if !isatty(stdin()) {
             return Ok(None);

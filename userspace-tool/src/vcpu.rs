@@ -20,6 +20,13 @@ use anyhow::{
     Context,
     Result, //
 };
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV,
+    KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
+    KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, //
+};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{
     register_signal_handler,
@@ -113,13 +120,13 @@ pub fn prepare_stop_signal() -> Result<()> {
 impl Running {
     /// Starts the thread.
     pub fn start(mut worker: Worker) -> Result<Self> {
-        // SAFETY: The thread gives the worker, and with it the vCPU, back when it ends, however it ends; `stop` is the last to
-        // use the reference, before it drops the vCPU.
+        // SAFETY: The thread gives the worker, and with it the vCPU, back when it ends, however it
+        // ends; `Running::stop` is the last to use the reference, before it drops the vCPU.
         let immediate_exit = unsafe { exit::immediate_exit(&mut worker.vcpu) };
         let thread = thread::Builder::new()
             .name(format!("vcpu{}", worker.id))
             .spawn(move || {
-                let outcome = catch_unwind(AssertUnwindSafe(|| worker.run()));
+                let outcome = catch_unwind(AssertUnwindSafe(|| worker.run(immediate_exit)));
                 match outcome {
                     Ok(Some(outcome)) => worker.report.send(outcome),
                     Ok(None) => {}
@@ -139,7 +146,8 @@ impl Running {
 
     /// Stops the vCPU wherever it is, and returns what it counted.
     pub fn stop(self) -> Result<Stats> {
-        // If the thread is about to enter the guest, the byte turns it back; if it is in the guest, the signal does.
+        // If the thread is about to enter the guest, the byte turns it back; if it is in the guest,
+        // the signal does.
         self.immediate_exit.store(1, Ordering::SeqCst);
         if !self.thread.is_finished() {
             // A thread that ends meanwhile needs no signal.
@@ -153,12 +161,12 @@ impl Running {
 }
 
 impl Worker {
-    /// Runs the guest; `None` if the vCPU was told to stop.
-    fn run(&mut self) -> Option<Outcome> {
+    /// Runs the guest; `None` if `stop`, the vCPU's `immediate_exit` byte, told it to end.
+    fn run(&mut self, stop: &AtomicU8) -> Option<Outcome> {
         loop {
             if let Err(error) = self.vcpu.run() {
                 match error.errno() {
-                    libc::EINTR if self.told_to_stop() => return None,
+                    libc::EINTR if stop.load(Ordering::SeqCst) != 0 => return None,
                     libc::EINTR | libc::EAGAIN => continue,
                     _ => {
                         return Some(Outcome::Failed(format!(
@@ -175,10 +183,6 @@ impl Worker {
                 return outcome;
             }
         }
-    }
-
-    fn told_to_stop(&mut self) -> bool {
-        self.vcpu.get_kvm_run().immediate_exit != 0
     }
 
     fn handle(&mut self) -> Option<Outcome> {
@@ -211,9 +215,7 @@ impl Worker {
             Exit::FailEntry { reason, cpu } => {
                 format!("VM entry failed on CPU {cpu}, hardware reason {reason:#x}")
             }
-            Exit::InternalError { suberror, data } => {
-                format!("the kernel could not go on: KVM_EXIT_INTERNAL_ERROR, suberror {suberror}, data {data:#x?}")
-            }
+            Exit::InternalError { suberror, data } => internal_error(suberror, &data),
             Exit::SystemEvent(event) => return Some(system_event(event)),
             Exit::Unknown(reason) => format!(
                 "exit reason {reason} ({}), unknown to this tool",
@@ -272,5 +274,53 @@ fn system_event(event: u32) -> Outcome {
         kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => Outcome::PowerOff,
         kvm_bindings::KVM_SYSTEM_EVENT_RESET => Outcome::Reset,
         other => Outcome::Crashed(format!("system event {other}")),
+    }
+}
+
+/// KVM_EXIT_INTERNAL_ERROR in words (api.rst, section 5; `emulation_failure` of `struct kvm_run`).
+fn internal_error(suberror: u32, data: &[u64]) -> String {
+    let meaning = match suberror {
+        KVM_INTERNAL_ERROR_EMULATION => "an instruction that the kernel cannot emulate",
+        KVM_INTERNAL_ERROR_SIMUL_EX => "an exception while one was delivered",
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "an exit while an event was delivered",
+        KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "an exit reason that the kernel does not know",
+        _ => "a reason that this tool does not know",
+    };
+    let words: Vec<_> = data.iter().map(|word| format!("{word:#x}")).collect();
+    let mut text = format!(
+        "internal error {suberror} ({meaning}), data [{}]",
+        words.join(", ")
+    );
+    if suberror == KVM_INTERNAL_ERROR_EMULATION {
+        if let [flags, instruction @ ..] = data {
+            if flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0 {
+                let bytes: Vec<u8> = instruction
+                    .iter()
+                    .flat_map(|word| word.to_le_bytes())
+                    .collect();
+                if let [length, bytes @ ..] = &bytes[..] {
+                    text.push_str(", instruction bytes");
+                    bytes
+                        .iter()
+                        .take((*length).into())
+                        .for_each(|byte| text.push_str(&format!(" {byte:02x}")));
+                }
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_internal_error_shows_the_instruction() {
+        let text = internal_error(KVM_INTERNAL_ERROR_EMULATION, &[1, 0x0000_000b_0f02, 0]);
+        assert!(text.ends_with("instruction bytes 0f 0b"), "{text}");
+        let text = internal_error(KVM_INTERNAL_ERROR_EMULATION, &[0, 0xb0f02]);
+        assert!(text.ends_with("data [0x0, 0xb0f02]"), "{text}");
+        assert!(internal_error(KVM_INTERNAL_ERROR_EMULATION, &[]).ends_with("data []"));
     }
 }

@@ -28,7 +28,8 @@ use crate::memory::{
     GuestMemory, //
 };
 
-/// Three pages that KVM on Intel wants for its task state segment, and one for its identity map: in the hole, below the BIOS.
+/// Three pages that KVM on Intel wants for its task state segment, and one for its identity map: in
+/// the hole, below the BIOS.
 const TSS_PAGES: usize = 0xfffb_d000;
 const IDENTITY_MAP_PAGE: u64 = 0xfffb_c000;
 
@@ -52,7 +53,8 @@ pub struct Config {
     pub irqchip: bool,
 }
 
-/// A VM with its vCPUs in the state that `KVM_CREATE_VCPU` gives them. Fields are dropped in this order.
+/// A VM with its vCPUs in the state that `KVM_CREATE_VCPU` gives them. Fields are dropped in this
+/// order.
 pub struct Machine {
     pub vcpus: Vec<VcpuFd>,
     pub vm: Arc<VmFd>,
@@ -130,7 +132,7 @@ fn set_features(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<()> {
         };
         let msrs = Msrs::from_entries(&[entry]).ok().context("one MSR")?;
         if vcpu.set_msrs(&msrs).context("KVM_SET_MSRS")? != 1 {
-            bail!("KVM_SET_MSRS: the device has MTRRs in CPUID, but refuses MSR {MSR_MTRR_DEF_TYPE:#x}");
+            bail!("KVM_SET_MSRS: CPUID has MTRRs, but MSR {MSR_MTRR_DEF_TYPE:#x} is refused");
         }
     }
     Ok(())

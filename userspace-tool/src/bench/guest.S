@@ -1,5 +1,6 @@
 /*
- * The guest of `xvm bench`: 64-bit code that does one kind of exit over and over and times it with its own TSC.
+ * The guest of `xvm bench`: 64-bit code that does one kind of exit over and over and times it
+ * with its own TSC.
  *
  * Position-independent. Userspace sets, before it starts a kind at its label:
  *   R12  iterations in a batch
@@ -8,7 +9,8 @@
  *   R11  an address without memory
  *   R10  where the ticks of a batch go
  *   RSP  a stack
- * After each batch the guest stores its ticks and does OUT to BATCH_PORT; entered again, it does the next one.
+ * After each batch the guest stores its ticks and does OUT to BATCH_PORT; entered again, it does
+ * the next one.
  */
 	.set	BATCH_PORT, 0xe0
 	.set	USER_PORT, 0xe1

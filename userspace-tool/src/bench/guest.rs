@@ -48,7 +48,8 @@ fn offset(label: *const u8) -> u64 {
 /// The code, to be copied anywhere.
 pub fn code() -> &'static [u8] {
     let length = offset(&raw const xvm_bench_end) as usize;
-    // SAFETY: The two labels enclose the code of `guest.S`, which is in a read-only section of this program.
+    // SAFETY: The two labels enclose the code of `guest.S`, which is in a read-only section of this
+    // program.
     unsafe { std::slice::from_raw_parts(&raw const xvm_bench_start, length) }
 }
 

@@ -71,7 +71,8 @@ impl BenchMachine {
         Ok(bench)
     }
 
-    /// Ticks of the guest's TSC for one iteration of `kind`, the loop included: the median of all batches.
+    /// Ticks of the guest's TSC for one iteration of `kind`, the loop included: the median of all
+    /// batches.
     pub fn measure(&mut self, kind: &Kind) -> Result<f64> {
         self.prepare(kind)?;
         let mut ticks = Vec::with_capacity(BATCHES);
@@ -106,7 +107,8 @@ impl BenchMachine {
         vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")
     }
 
-    /// Runs the guest until it says that a batch is done. Exits to userspace are answered with nothing but the next entry.
+    /// Runs the guest until it says that a batch is done. Exits to userspace are answered with
+    /// nothing but the next entry.
     fn run_batch(&mut self) -> Result<()> {
         let vcpu = self.machine.vcpus.first_mut().context("no vCPU")?;
         loop {
@@ -126,7 +128,8 @@ impl BenchMachine {
             .machine
             .memory
             .get_slice(GuestAddress(FRESH_PAGES), FRESH_BYTES)?;
-        // SAFETY: The range was just checked to be in the mapping of the guest's memory, which only the guest uses there.
+        // SAFETY: The range was just checked to be in the mapping of the guest's memory, which only
+        // the guest uses there.
         let result =
             unsafe { libc::madvise(start.ptr_guard_mut().as_ptr().cast(), FRESH_BYTES, advice) };
         if result == 0 {

@@ -1,11 +1,15 @@
 //! `xvm bench`: what exits cost, on one device or compared between two.
 //!
-//! The guest times itself with its TSC. Where that counts instructions (QEMU's TCG under `-icount`, Bochs) the numbers are
-//! instructions a round trip, elsewhere they are TSC cycles.
+//! The guest times itself with its TSC. Where that counts instructions (QEMU's TCG under `-icount`,
+//! Bochs) the numbers are instructions a round trip, elsewhere they are TSC cycles.
 
 mod guest;
 mod machine;
 
+use std::io::{
+    self,
+    Write, //
+};
 use std::path::Path;
 
 use anyhow::{
@@ -22,7 +26,8 @@ use crate::device::{
 use guest::Kind;
 use machine::BenchMachine;
 
-/// What xvm may cost, as a part of KVM's cost, for an exit handled in the kernel and for one that reaches userspace.
+/// What xvm may cost, as a part of KVM's cost, for an exit handled in the kernel and for one that
+/// reaches userspace.
 const GOAL_KERNEL: f64 = 0.25;
 const GOAL_USER: f64 = 0.6;
 
@@ -80,12 +85,13 @@ fn chosen(vendor: Vendor, names: &[String]) -> Result<Vec<Kind>> {
 }
 
 fn measure_one(mut subject: Subject, kinds: &[Kind], json: bool) -> Result<u8> {
+    let mut out = io::stdout();
     for kind in kinds {
         let cost = subject.cost(kind)?;
         if json {
-            println!("{{\"exit\":\"{}\",\"ticks\":{cost:.1}}}", kind.name);
+            writeln!(out, "{{\"exit\":\"{}\",\"ticks\":{cost:.1}}}", kind.name)?;
         } else {
-            println!("RESULT {} {cost:.0}", kind.name);
+            writeln!(out, "RESULT {} {cost:.0}", kind.name)?;
         }
     }
     Ok(0)
@@ -107,6 +113,7 @@ fn compare(
             .display(),
     );
     let mut table = format!("exit         {kvm_name:>12} {xvm_name:>12}    ratio     goal\n");
+    let mut out = io::stdout();
     for kind in kinds {
         let before = kvm.cost(kind).with_context(|| format!("{kvm_name}"))?;
         let after = xvm.cost(kind).with_context(|| format!("{xvm_name}"))?;
@@ -115,10 +122,10 @@ fn compare(
             kvm: before,
             xvm: after,
         };
-        println!("{}", row.line(label, options.json));
+        writeln!(out, "{}", row.line(label, options.json))?;
         table.push_str(&row.to_table());
     }
-    println!("\n{table}");
+    writeln!(out, "\n{table}")?;
     Ok(0)
 }
 
@@ -146,7 +153,10 @@ impl Row {
         let Self { name, kvm, xvm } = self;
         let ratio = self.ratio();
         if json {
-            format!("{{\"vendor\":\"{label}\",\"exit\":\"{name}\",\"kvm\":{kvm:.1},\"xvm\":{xvm:.1},\"ratio\":{ratio:.3}}}")
+            format!(
+                "{{\"vendor\":\"{label}\",\"exit\":\"{name}\",\
+                 \"kvm\":{kvm:.1},\"xvm\":{xvm:.1},\"ratio\":{ratio:.3}}}"
+            )
         } else {
             format!("BENCH {label} {name} kvm={kvm:.0} xvm={xvm:.0} ratio={ratio:.2}")
         }

@@ -5,7 +5,8 @@ use std::time::{
     SystemTime, //
 };
 
-/// Register A: the divider that makes one second of 32768 Hz; bit 7, update in progress, stays clear.
+/// Register A: the divider that makes one second of 32768 Hz; bit 7, update in progress, stays
+/// clear.
 const REGISTER_A: u8 = 0x26;
 /// Register B: 24 hours; BCD, as bit 2 is clear.
 const REGISTER_B: u8 = 0x02;

@@ -17,7 +17,10 @@ use kvm_ioctls::VmFd;
 use crate::acpi;
 use cmos::Cmos;
 use pm::PowerManagement;
-pub use serial::SerialPort;
+pub use serial::{
+    Listener,
+    SerialPort, //
+};
 
 const COM1_FIRST: u16 = 0x3f8;
 const COM1_LAST: u16 = 0x3ff;
@@ -59,9 +62,10 @@ fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Devices {
     /// The devices of `vm`, which has interrupt controllers in the kernel if `irqchip`.
-    pub fn new(vm: &Arc<VmFd>, irqchip: bool) -> Result<Self> {
+    pub fn new(vm: &Arc<VmFd>, irqchip: bool, listener: Listener) -> Result<Self> {
+        let interrupt = irqchip.then(|| (vm.clone(), COM1_GSI));
         Ok(Self {
-            serial: Mutex::new(SerialPort::new(irqchip.then(|| (vm.clone(), COM1_GSI)))?),
+            serial: Mutex::new(SerialPort::new(interrupt, listener)?),
             cmos: Mutex::new(Cmos::default()),
             pm: Mutex::new(PowerManagement::new()),
         })
@@ -91,7 +95,8 @@ impl Devices {
         None
     }
 
-    /// One IN of `data.len()` bytes. What no device answers reads as all ones, as on a bus that nothing drives.
+    /// One IN of `data.len()` bytes. What no device answers reads as all ones, as on a bus that
+    /// nothing drives.
     pub fn read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
         match (port, data.first_mut()) {
@@ -102,7 +107,8 @@ impl Devices {
             (CMOS_DATA, Some(first)) => {
                 *first = lock(&self.cmos).read(std::time::SystemTime::now())
             }
-            // Status: no key pressed, ready for a command, so that a guest that resets that way does not wait.
+            // Status: no key pressed, ready for a command, so that a guest that resets that way
+            // does not wait.
             (KEYBOARD_COMMAND, Some(first)) => *first = 0,
             // Nothing else may be written there than a reset; 0 tells that none is under way.
             (acpi::RESET, Some(first)) => *first = 0,

@@ -1,4 +1,5 @@
-//! ACPI fixed hardware: PM1a event and control registers and the PM timer (ACPI specification 6.5, section 4.8.3).
+//! ACPI fixed hardware: PM1a event and control registers and the PM timer (ACPI specification 6.5,
+//! section 4.8.3).
 
 use std::time::Instant;
 
