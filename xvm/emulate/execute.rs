@@ -7,6 +7,7 @@ use super::bits;
 use super::insn::Insn;
 use super::insn::Op;
 use super::insn::Operand;
+use super::insn::RAX;
 use super::machine::CodeSize;
 use super::machine::Fault;
 use super::machine::Machine;
@@ -17,8 +18,6 @@ use super::operand::load_for_update;
 use super::operand::store;
 use super::port;
 use super::string;
-
-const RAX: u8 = 0;
 
 /// Executes `insn`, which is at RIP, and moves RIP to the next one. A repeated string instruction can return before it
 /// is complete, RIP unchanged; then it goes on when it is executed again.

@@ -4,6 +4,16 @@
 
 use super::machine::SegmentName;
 
+/// Numbers of general-purpose registers.
+pub(super) const RAX: u8 = 0;
+pub(super) const RCX: u8 = 1;
+pub(super) const RDX: u8 = 2;
+pub(super) const RBX: u8 = 3;
+pub(super) const RSP: u8 = 4;
+pub(super) const RBP: u8 = 5;
+pub(super) const RSI: u8 = 6;
+pub(super) const RDI: u8 = 7;
+
 /// What an instruction does, as far as the emulator or an intercept handler must know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {

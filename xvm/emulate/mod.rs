@@ -6,9 +6,12 @@
 //! | --- | --- |
 //! | `machine.rs` | what the emulator asks of a vCPU, and why it may stop |
 //! | `insn.rs` | a decoded instruction: operation, operands, sizes |
-//! | `decode.rs` | bytes → instruction: prefixes, opcode map, ModRM, immediate |
+//! | `decode.rs` | bytes → instruction |
+//! | `prefix.rs` | its bytes, legacy and REX prefixes, operand and address size |
+//! | `modrm.rs` | ModRM, SIB, displacement |
 //! | `length.rs` | for every opcode: is there a ModRM byte, how long is the immediate |
 //! | `opcodes.rs` | for the opcodes that are executed or intercepted: operation and operands |
+//! | `place.rs` | the operand at such a place |
 //! | `address.rs` | memory operand → linear address, with the checks of segmentation |
 //! | `operand.rs` | reading and writing operands |
 //! | `execute.rs` | one instruction, start to end; moves and exchanges |
@@ -34,9 +37,12 @@ mod execute;
 mod insn;
 mod length;
 mod machine;
+mod modrm;
 mod opcodes;
 mod operand;
+mod place;
 mod port;
+mod prefix;
 mod string;
 pub mod walk;
 

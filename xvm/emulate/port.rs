@@ -13,13 +13,13 @@ use super::insn::Memory;
 use super::insn::Op;
 use super::insn::Operand;
 use super::insn::Repeat;
+use super::insn::RDX;
 use super::machine::Machine;
 use super::machine::Stop;
 use super::operand::load;
 use super::operand::store;
 use super::string;
 
-const RDX: u8 = 2;
 const PAGE_SIZE: u64 = 4096;
 
 /// Bytes in a batch: they are on the stack.

@@ -10,15 +10,15 @@ use super::insn::Insn;
 use super::insn::Op;
 use super::insn::Operand;
 use super::insn::Repeat;
+use super::insn::RCX;
+use super::insn::RDI;
+use super::insn::RSI;
 use super::machine::Machine;
 use super::machine::Stop;
 use super::operand;
 use super::operand::load;
 use super::operand::store;
 
-const RCX: u8 = 1;
-const RSI: u8 = 6;
-const RDI: u8 = 7;
 const DF: u64 = 1 << 10;
 
 /// Bytes that one call handles at most, so that interrupts are not held off for long.
