@@ -2,8 +2,10 @@
 /*
  * One-line helpers for what is a macro or a static inline in the kernel's headers, each called from one place in linux/.
  */
+#include <linux/cc_platform.h>
 #include <linux/cpuhotplug.h>
 #include <linux/interrupt.h>
+#include <linux/io.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/preempt.h>
@@ -37,7 +39,7 @@ unsigned int xvm_cpu(void) { return raw_smp_processor_id(); }
 unsigned long xvm_page_to_phys(struct page *page) { return page_to_phys(page); }
 void *xvm_phys_to_virt(unsigned long phys) { return phys_to_virt(phys); }
 unsigned long xvm_virt_to_phys(void *address) { return virt_to_phys(address); }
-void xvm_kick(unsigned int cpu) { smp_ops.smp_send_reschedule(cpu); }
+void xvm_kick(unsigned int cpu) { arch_smp_send_reschedule(cpu); }
 bool xvm_host_has(unsigned int feature) { return boot_cpu_has(feature); }
 bool xvm_host_has_bug(unsigned int bug) { return boot_cpu_has(bug); }
 unsigned long xvm_cpu_dr7(void) { return this_cpu_read(cpu_dr7); }
@@ -59,18 +61,16 @@ bool xvm_page_is_huge(struct page *page) { return folio_test_large(page_folio(pa
 void xvm_mmgrab(struct mm_struct *mm) { mmgrab(mm); }
 void xvm_mmdrop(struct mm_struct *mm) { mmdrop(mm); }
 void xvm_cond_resched(void) { cond_resched(); }
+bool xvm_host_encrypts_memory(void) { return cc_platform_has(CC_ATTR_MEM_ENCRYPT); }
 
-/* A compare-and-exchange in user memory: 1 done, 0 the value was another, -EFAULT. The macro needs a label for faults. */
-int xvm_user_cmpxchg4(u32 __user *address, u32 old, u32 new)
+/* A machine check that ended a guest's run: to the handler it came from user mode, with interrupts on. */
+void xvm_machine_check(void)
 {
-	return __try_cmpxchg_user(address, &old, new, fault);
-fault:
-	return -EFAULT;
+	struct pt_regs regs = { .cs = 3, .flags = X86_EFLAGS_IF };
+
+	do_machine_check(&regs);
 }
 
-int xvm_user_cmpxchg8(u64 __user *address, u64 old, u64 new)
-{
-	return __try_cmpxchg_user(address, &old, new, fault);
-fault:
-	return -EFAULT;
-}
+/* 1 done, 0 the value was another, -EFAULT. */
+int xvm_user_cmpxchg4(u32 __user *address, u32 old, u32 new) { return __try_cmpxchg_user(address, &old, new, fault); }
+int xvm_user_cmpxchg8(u64 __user *address, u64 old, u64 new) { return __try_cmpxchg_user(address, &old, new, fault); }

@@ -77,7 +77,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// Offers the guest the interrupt that is due, if any.
     #[inline]
     fn offer_interrupt(&mut self, mut offer: Offer) {
-        self.acknowledge_pic();
+        offer.interrupt_window = !self.acknowledge_pic();
         let offered = match (self.events.interrupt, &self.lapic) {
             (Some(vector), _) => {
                 offer.vector = Some(vector);
@@ -99,14 +99,25 @@ impl<V: XvmOps> Vcpu<V> {
         }
     }
 
-    /// The INTR pin of the 8259 pair is an interrupt like one from the VMM, once the guest can take it.
-    fn acknowledge_pic(&mut self) {
+    /// The INTR pin of the 8259 pair is an interrupt like one from the VMM, once the guest can take it: as the CPU does, it is
+    /// acknowledged no earlier. False when the guest can't take it yet.
+    fn acknowledge_pic(&mut self) -> bool {
         if self.events.interrupt.is_some() || !self.pic_interrupt() {
-            return;
+            return true;
+        }
+        if !self.interruptible() {
+            return false;
         }
         if let Some(irqchip) = self.vm.irqchip() {
             self.events.interrupt = irqchip.acknowledge_pic();
         }
+        true
+    }
+
+    /// Whether nothing keeps an external interrupt from the guest.
+    pub(crate) fn interruptible(&self) -> bool {
+        let state = V::interruptibility(&self.arch);
+        state.interrupt_flag && !state.sti && !state.mov_ss
     }
 
     /// Whether the 8259 pair asks for an interrupt that this vCPU's local APIC lets through.

@@ -353,12 +353,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Whether the VMM may queue an interrupt now.
     fn ready_for_interrupt(&self) -> bool {
-        let state = V::interruptibility(&self.arch);
-        state.interrupt_flag
-            && !state.sti
-            && !state.mov_ss
-            && self.events.interrupt.is_none()
-            && self.events.injected.is_none()
+        self.interruptible() && self.events.interrupt.is_none() && self.events.injected.is_none()
     }
 
     // --- struct kvm_run (api.rst, section 5) ---
