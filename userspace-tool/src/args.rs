@@ -100,7 +100,7 @@ EXIT STATUS
   0..255   the byte that the guest wrote to I/O port 0xf4, which ends the VM at once.
            From a Linux guest, for status N:
              printf \"\\\\$(printf %03o N)\" | dd of=/dev/port bs=1 seek=244 conv=notrunc
-  124      the guest rebooted, with --no-reboot
+  123      the guest rebooted, with --no-reboot
   125      the tool could not start or go on; standard error says why
   126      the guest crashed (triple fault, failed VM entry, emulation failure); standard
            error has the registers (on AMD after a triple fault: those of the reset)
@@ -142,7 +142,7 @@ pub struct RunOptions {
     /// Device that speaks the KVM ABI
     #[arg(long, value_name = "PATH", default_value = "/dev/xvm")]
     pub device: PathBuf,
-    /// When the guest reboots, end with status 124 instead of starting it again
+    /// When the guest reboots, end with status 123 instead of starting it again
     #[arg(long)]
     pub no_reboot: bool,
     /// Count exits by reason, and print them to standard error at the end

@@ -55,7 +55,7 @@ use crate::{
 };
 
 /// Exit status when the guest rebooted and should not.
-const STATUS_REBOOT: u8 = 124;
+const STATUS_REBOOT: u8 = 123;
 /// Exit status when the guest crashed.
 const STATUS_CRASHED: u8 = 126;
 /// Exit status when a signal ended the tool, less the signal's number.
