@@ -60,7 +60,7 @@ pub(super) enum Register {
 impl Register {
     /// The register at a byte offset in the xAPIC page; the x2APIC MSR `0x800 + n` is the one at `16 * n`.
     pub(super) fn at(offset: u32) -> Option<Register> {
-        let word = (offset >> 4 & 7) as u8;
+        let word = ((offset >> 4) & 7) as u8;
         Some(match offset {
             0x020 => Register::Id,
             0x030 => Register::Version,
@@ -185,6 +185,13 @@ pub(super) enum TimerMode {
     Reserved,
 }
 
+impl TimerMode {
+    /// Whether the timer counts down, other than to wait for a time.
+    pub(super) fn counts(self) -> bool {
+        matches!(self, TimerMode::OneShot | TimerMode::Periodic)
+    }
+}
+
 register! {
     /// Spurious-interrupt vector register (12.9).
     pub(super) struct Svr(u32) {
@@ -225,7 +232,7 @@ register! {
 impl Divide {
     /// How many ticks of the bus clock make one of the timer: 1 to 128. The encoding starts with 2 and ends with 1.
     pub(super) fn ticks(self) -> u64 {
-        let encoding = self.high() << 2 | self.low();
+        let encoding = (self.high() << 2) | self.low();
         1 << ((encoding + 1) & 7)
     }
 }

@@ -85,10 +85,13 @@ impl Countdown {
         u32::try_from(count).map_or(self.initial, |count| count.min(self.initial))
     }
 
-    /// A write to the initial-count register: starts the countdown, or stops it with 0.
+    /// A write to the initial-count register: starts the countdown, or stops it with 0. Ignored in TSC-deadline mode
+    /// (12.5.4.1).
     pub(super) fn start(&mut self, mode: TimerMode, initial: u32, now: u64) {
-        self.initial = initial;
-        self.resume(mode, initial, now);
+        if mode.counts() {
+            self.initial = initial;
+            self.resume(mode, initial, now);
+        }
     }
 
     /// Goes on from a count that was read from the current-count register.
@@ -117,8 +120,7 @@ impl Countdown {
 
     /// The mode has changed: going into or out of TSC-deadline mode disarms (12.5.4.1).
     pub(super) fn change_mode(&mut self, old: TimerMode, new: TimerMode) {
-        let counts = |mode| matches!(mode, TimerMode::OneShot | TimerMode::Periodic);
-        if old != new && !(counts(old) && counts(new)) {
+        if old != new && !(old.counts() && new.counts()) {
             self.expiry = None;
             self.tsc_deadline = 0;
         }
@@ -161,9 +163,10 @@ impl Countdown {
         }
     }
 
-    /// Restores the registers that a VMM has saved.
+    /// Restores the registers that a VMM has saved, or has made up.
     ///
-    /// A one-shot count of 0 has run out before it was saved. A periodic one is caught between two periods.
+    /// A current count of 0 is no count, as in the state of a VMM that doesn't know it. A lost interrupt would hang the guest
+    /// and one too many doesn't: a one-shot timer expires at once, a periodic one starts with a whole period (as in KVM).
     pub(super) fn restore(
         &mut self,
         mode: TimerMode,
@@ -174,11 +177,11 @@ impl Countdown {
     ) {
         self.initial = initial;
         self.divide = Divide(divide);
-        let count = match mode {
-            TimerMode::Periodic if current == 0 => initial,
-            _ => current.min(initial),
-        };
-        self.resume(mode, count, now);
+        match (mode, current) {
+            (TimerMode::Periodic, 0) => self.resume(mode, initial, now),
+            (TimerMode::OneShot, 0) if initial != 0 => self.expiry = Some(now),
+            _ => self.resume(mode, current.min(initial), now),
+        }
     }
 }
 
@@ -208,6 +211,16 @@ mod tests {
             assert!(timer.expire(TimerMode::Periodic, now, 0));
             assert_eq!(timer.next(TimerMode::Periodic), Timer::At { ns: next });
         }
+    }
+
+    #[test]
+    fn time_does_not_overflow() {
+        let mut timer = Countdown::new();
+        timer.set_divide(TimerMode::Periodic, 0xa, u64::MAX);
+        timer.start(TimerMode::Periodic, u32::MAX, u64::MAX);
+        assert_eq!(timer.next(TimerMode::Periodic), Timer::At { ns: u64::MAX });
+        assert!(timer.expire(TimerMode::Periodic, u64::MAX, 0));
+        assert_eq!(timer.current(TimerMode::Periodic, u64::MAX), 0);
     }
 
     #[test]
