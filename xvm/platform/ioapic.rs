@@ -183,7 +183,7 @@ impl IoApic {
         let Some(entry) = self.table.get_mut(pin) else {
             return;
         };
-        let requests = self.lines >> pin & 1 != 0 && entry.level();
+        let requests = (self.lines >> pin) & 1 != 0 && entry.level();
         if requests && !entry.masked() && !entry.remote_irr() && sink(&entry.message()) {
             entry.set_remote_irr(true);
         }
@@ -227,7 +227,7 @@ impl IoApic {
         (0..)
             .zip(&self.table)
             .filter(|(_, entry)| entry.level())
-            .fold(0, |pins, (pin, _)| pins | 1 << pin)
+            .fold(0, |pins, (pin, _)| pins | (1 << pin))
     }
 
     /// Saves it.
@@ -252,7 +252,7 @@ impl IoApic {
             entry.update(value, Redirection::WRITABLE | Redirection::REMOTE_IRR);
         }
         for pin in 0..PINS as u8 {
-            if state.irr >> pin & 1 != 0 {
+            if (state.irr >> pin) & 1 != 0 {
                 self.set_irq(pin, true, sink);
             }
         }

@@ -275,7 +275,7 @@ impl Mailbox {
             while bits != 0 {
                 let bit = bits.trailing_zeros() as u8 & 31;
                 bits &= bits - 1;
-                lapic.accept(index << 5 | bit, level >> bit & 1 != 0);
+                lapic.accept((index << 5) | bit, (level >> bit) & 1 != 0);
             }
         }
     }

@@ -106,8 +106,8 @@ proptest! {
         let in_cluster = dest >> 4 == ldr >> 4 && dest & ldr & 0xf != 0;
         let in_cluster = in_cluster || dest == 0xff;
         prop_assert_eq!(published(id, false, ldr, false).matches(&narrow), in_cluster);
-        let wide = message(cluster << 16 | bits, true);
-        let own = cluster == id >> 4 && bits >> (id & 0xf) & 1 != 0;
+        let wide = message((cluster << 16) | bits, true);
+        let own = cluster == id >> 4 && (bits >> (id & 0xf)) & 1 != 0;
         prop_assert_eq!(published(id, true, 0, true).matches(&wide), own);
         prop_assert!(published(id, true, 0, true).matches(&message(BROADCAST, true)));
     }
@@ -130,7 +130,7 @@ proptest! {
         }).collect();
         let message = Message { vector, ..message(dest.into(), true) };
         let lowest = (0..tprs.len())
-            .filter(|index| dest >> index & 1 != 0)
+            .filter(|index| (dest >> index) & 1 != 0)
             .map(|index| tprs[index] >> 4)
             .min();
         let chosen = lowest_priority(&message, boxes.iter().enumerate());

@@ -184,7 +184,7 @@ proptest! {
                 Step::Mask(slave, mask) => {
                     pic.write(port(slave) + 1, mask);
                     let chip = if slave { &mut pair.slave } else { &mut pair.master };
-                    chip.masked = std::array::from_fn(|line| mask >> line & 1 != 0);
+                    chip.masked = std::array::from_fn(|line| (mask >> line) & 1 != 0);
                 }
                 Step::End(slave, value) => {
                     pic.write(port(slave), value);
@@ -202,7 +202,7 @@ proptest! {
                     let lines = lines & mask;
                     let chip = if slave { &mut pair.slave } else { &mut pair.master };
                     for line in 0..8 {
-                        chip.level[line] = lines >> line & 1 != 0;
+                        chip.level[line] = (lines >> line) & 1 != 0;
                         if chip.level[line] {
                             chip.requested[line] = chip.line[line];
                         }

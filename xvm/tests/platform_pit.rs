@@ -80,7 +80,7 @@ proptest! {
         mut ticks in prop::collection::vec(0u64..200_000, 1..30),
     ) {
         let mut pit = Pit::new();
-        program(&mut pit, 0x30 | mode << 1, count, start);
+        program(&mut pit, 0x30 | (mode << 1), count, start);
         ticks.sort();
         for tick in ticks {
             let expected = match mode {

@@ -128,9 +128,9 @@ mod tests {
             (X2APIC, OFF, true),
             (X2APIC, X2APIC, true),
             (XAPIC, 0xfee0_0400, false),
-            (XAPIC, XAPIC | 1 << 9, false),
-            (XAPIC, XAPIC | 1 << 36, false),
-            (XAPIC, XAPIC | 1 << 35, true),
+            (XAPIC, XAPIC | (1 << 9), false),
+            (XAPIC, XAPIC | (1 << 36), false),
+            (XAPIC, XAPIC | (1 << 35), true),
         ] {
             let mut lapic = from(old);
             assert_eq!(

@@ -321,7 +321,7 @@ impl Lapic {
 
 /// Logical x2APIC ID: the cluster is in the upper half, and one bit of the lower half is the place in it (12.12.10.2).
 pub(super) fn x2apic_logical_id(id: u32) -> u32 {
-    (id >> 4) << 16 | 1 << (id & 0xf)
+    ((id >> 4) << 16) | (1 << (id & 0xf))
 }
 
 #[cfg(test)]

@@ -27,12 +27,12 @@ impl Vectors {
     pub(super) fn highest(&self) -> Option<u8> {
         let index = self.occupied.checked_ilog2()? as u8 & 7;
         let bit = self.words[usize::from(index)].checked_ilog2()? as u8;
-        Some(index << 5 | bit)
+        Some((index << 5) | bit)
     }
 
     /// Whether the vector is a member.
     pub(super) fn contains(&self, vector: u8) -> bool {
-        self.words[usize::from(vector >> 5)] >> (vector & 31) & 1 != 0
+        (self.words[usize::from(vector >> 5)] >> (vector & 31)) & 1 != 0
     }
 
     /// Adds the vector.

@@ -308,10 +308,10 @@ impl Counter {
 
     /// The status byte of the read-back command.
     fn status(&self, now: u64) -> u8 {
-        u8::from(self.output(now)) << 7
-            | u8::from(self.counting == Counting::Unloaded) << 6
-            | (self.access & 3) << 4
-            | self.mode.map_or(0, |mode| mode as u8) << 1
+        (u8::from(self.output(now)) << 7)
+            | (u8::from(self.counting == Counting::Unloaded) << 6)
+            | ((self.access & 3) << 4)
+            | (self.mode.map_or(0, |mode| mode as u8) << 1)
             | u8::from(self.bcd)
     }
 
@@ -354,14 +354,14 @@ pub(super) fn first_byte(access: u8) -> Byte {
 
 /// The number that four decimal digits make. Digits above 9 are undefined; they count as what they are.
 fn from_bcd(digits: u16) -> u32 {
-    let digit = |place: u32| u32::from(digits >> (4 * place) & 0xf);
+    let digit = |place: u32| u32::from((digits >> (4 * place)) & 0xf);
     digit(0) + 10 * digit(1) + 100 * digit(2) + 1000 * digit(3)
 }
 
 /// The four decimal digits of a number below 10000.
 fn to_bcd(number: u16) -> u16 {
     let digit = |divisor| number / divisor % 10;
-    digit(1000) << 12 | digit(100) << 8 | digit(10) << 4 | digit(1)
+    (digit(1000) << 12) | (digit(100) << 8) | (digit(10) << 4) | digit(1)
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ impl Pit {
 
     fn read_back(&mut self, command: ReadBack, now: u64) {
         for (index, counter) in self.counters.iter_mut().enumerate() {
-            if command.counters() >> index & 1 == 0 {
+            if (command.counters() >> index) & 1 == 0 {
                 continue;
             }
             if !command.no_count() {
@@ -140,9 +140,9 @@ impl Pit {
         const REFRESH_NS: u64 = 15_085;
         let [_, _, counter] = &self.counters;
         u8::from(counter.gate)
-            | u8::from(self.speaker) << 1
-            | u8::from(now / REFRESH_NS % 2 != 0) << 4
-            | u8::from(counter.output(now)) << 5
+            | (u8::from(self.speaker) << 1)
+            | (u8::from(now / REFRESH_NS % 2 != 0) << 4)
+            | (u8::from(counter.output(now)) << 5)
     }
 
     /// When to call [`Pit::fire`], in nanoseconds: at the next rise of counter 0's output, IRQ 0. It may be past; `None` if
