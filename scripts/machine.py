@@ -356,15 +356,27 @@ def end(process):
             process.wait()
 
 
+def new_log(name):
+    """A log file of this run alone; NAME.log links to the last one, and the last 20 of a name are kept."""
+    folder = f"{TOP}/build/log"
+    os.makedirs(folder, exist_ok=True)
+    for old in sorted(glob.glob(f"{folder}/{name}-[0-9]*.log"), key=os.path.getmtime)[:-20]:
+        os.remove(old)
+    path = f"{folder}/{name}-{os.getpid()}.log"
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+    link = f"{folder}/{name}.log"
+    os.symlink(os.path.basename(path), f"{link}.{os.getpid()}")
+    os.rename(f"{link}.{os.getpid()}", link)
+    return path
+
+
 def run(options, kernel):
-    os.makedirs(f"{TOP}/build/log", exist_ok=True)
-    log_path = f"{TOP}/build/log/{options.name}.log"
+    log_path = new_log(options.name)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="xvm-machine-"))
         with open(f"{folder}/initramfs", "wb") as opened:
             opened.write(machine_archive(options, kernel))
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(log_path)
         others = []
         stdin = None if options.interactive else subprocess.DEVNULL
         if options.vendor == "svm":
@@ -430,6 +442,7 @@ def arguments():
     parser.add_argument("--stock-qemu", action="store_true", help="Debian's QEMU without the fixes of qemu-svmfix.py")
     parser.add_argument("--timeout", type=float, default=None, metavar="S", help="end the machine after S seconds (default: 300, Bochs 900; none with a terminal)")
     parser.add_argument("--name", help="name of the log in build/log (default: qemu or bochs)")
+    parser.add_argument("--tty", action="store_true", help="give CMD the terminal, as a shell has it")
     parser.add_argument("--verbose", action="store_true", help="show the kernel's log on standard error")
     parser.add_argument("CMD", nargs="*", help="after --: a shell command line; none: a shell, if there is a terminal")
     words = sys.argv[1:]
@@ -438,7 +451,7 @@ def arguments():
     if options.CMD:
         parser.error("the command comes after --")
     options.command = " ".join(words[cut + 1 :])
-    options.interactive = not options.command and sys.stdin.isatty() and sys.stdout.isatty()
+    options.interactive = (options.tty or not options.command) and sys.stdin.isatty() and sys.stdout.isatty()
     if not options.command:
         if not options.interactive:
             fail("without a terminal a command is needed: -- CMD")
