@@ -19,6 +19,8 @@ pub(super) enum Cached {
 }
 
 const COUNT: usize = 5;
+/// The first ones can be written.
+const WRITABLE: usize = 4;
 const FIELDS: [Field; COUNT] = [
     field::GUEST_RIP,
     field::GUEST_RSP,
@@ -31,7 +33,8 @@ const FIELDS: [Field; COUNT] = [
 ///
 /// # Invariants
 ///
-/// A bit of `known` is set when the value is the guest's; one of `changed` only with that of `known`, when the VMCS has another.
+/// A bit of `known` is set when the value is the guest's; one of `changed` only with that of `known`, when the
+/// VMCS has another.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     values: [Cell<u64>; COUNT],
@@ -60,10 +63,10 @@ impl Cache {
         self.changed.set(self.changed.get() | bit);
     }
 
-    /// Whether any value was changed since the last entry.
+    /// Whether RFLAGS or the interruptibility was changed since the last entry.
     #[inline]
-    pub(super) fn is_changed(&self) -> bool {
-        self.changed.get() != 0
+    pub(super) fn is_blocking_changed(&self) -> bool {
+        self.changed.get() & (1 << Cached::Rflags as u8 | 1 << Cached::Interruptibility as u8) != 0
     }
 
     /// Writes what was changed. Window only, before an entry.
@@ -73,7 +76,7 @@ impl Cache {
         if changed == 0 {
             return;
         }
-        for (n, field) in FIELDS.into_iter().enumerate() {
+        for (n, field) in FIELDS.into_iter().take(WRITABLE).enumerate() {
             if changed & (1 << n) != 0 {
                 vmcs.write(field, self.values[n].get());
             }

@@ -28,8 +28,18 @@ const CR4_FRED: u64 = 1 << 32;
 
 /// Names of the bits of [`Features::found`], by their place.
 const FEATURES: &[&str] = &[
-    "ept", "unrestricted_guest", "vpid", "tpr_shadow", "virtual_nmis", "rdtscp", "invpcid", "ple", "ept_ad", "ept_1g",
-    "invept_single", "invvpid_single",
+    "ept",
+    "unrestricted_guest",
+    "vpid",
+    "tpr_shadow",
+    "virtual_nmis",
+    "rdtscp",
+    "invpcid",
+    "ple",
+    "ept_ad",
+    "ept_1g",
+    "invept_single",
+    "invvpid_single",
 ];
 
 /// The controls of every VMCS: what the CPU demands and what xvm wants of what it offers.
@@ -70,7 +80,12 @@ impl EptVpid {
 
     /// Bits: 6 walk of 4 levels, 14 write-back, 16 2 MiB pages, 20 INVEPT, 25 single-context, 26 all-context.
     fn invept(self) -> Result<Scope> {
-        for (bit, what) in [(6, "EPT with 4 levels"), (14, "EPT with write-back memory"), (16, "EPT with 2 MiB pages"), (20, "INVEPT")] {
+        for (bit, what) in [
+            (6, "EPT with 4 levels"),
+            (14, "EPT with write-back memory"),
+            (16, "EPT with 2 MiB pages"),
+            (20, "INVEPT"),
+        ] {
             if !self.has(bit) {
                 return Err(missing(what));
             }
@@ -98,7 +113,8 @@ pub(super) fn revision() -> u32 {
 }
 
 fn basic() -> u64 {
-    // SAFETY: `probe` found VMX on every CPU before anything else of this vendor is called, and the MSR exists with it.
+    // SAFETY: `probe` found VMX on every CPU before anything else of this vendor is called, and the MSR exists
+    // with it.
     unsafe { x86::rdmsr(IA32_VMX_BASIC) }
 }
 
@@ -148,14 +164,15 @@ struct Word {
 }
 
 impl Word {
-    /// The word of MSR `plain`, or, if the CPU has them, of its "true" twin (A.2 to A.5), which is `0x48d` to `0x490` for
-    /// `0x481` to `0x484`.
+    /// The word of MSR `plain`, or, if the CPU has them, of its "true" twin (A.2 to A.5), which is `0x48d` to
+    /// `0x490` for `0x481` to `0x484`.
     fn read(plain: u32, name: &'static str) -> Self {
         let msr = match basic() & (1 << 55) != 0 && plain != IA32_VMX_PROCBASED_CTLS2 {
             true => plain + 0xc,
             false => plain,
         };
-        // SAFETY: These exist with VMX, the true ones with bit 55 of IA32_VMX_BASIC, the secondary one where it is asked for.
+        // SAFETY: These exist with VMX, the true ones with bit 55 of IA32_VMX_BASIC, the secondary one where it
+        // is asked for.
         let value = unsafe { x86::rdmsr(msr) };
         Self {
             must: value as u32,
@@ -168,7 +185,10 @@ impl Word {
     fn choose(self, need: u32, want: u32, never: u32) -> Result<u32> {
         let lacks = need & !self.may | never & self.must;
         if lacks != 0 {
-            pr_err!("VMX is there but can't be used: {} controls {lacks:#x} don't suit\n", self.name);
+            pr_err!(
+                "VMX is there but can't be used: {} controls {lacks:#x} don't suit\n",
+                self.name
+            );
             return Err(EOPNOTSUPP);
         }
         Ok(self.must | need | want & self.may)
@@ -190,7 +210,10 @@ impl Controls {
         let primary = Self::choose_primary()?;
         // EPT and unrestricted guest are what the rest hangs on: name them, not their bits.
         let offered = Word::read(IA32_VMX_PROCBASED_CTLS2, "secondary");
-        for (bit, name) in [(secondary::ENABLE_EPT, "EPT"), (secondary::UNRESTRICTED_GUEST, "unrestricted guest")] {
+        for (bit, name) in [
+            (secondary::ENABLE_EPT, "EPT"),
+            (secondary::UNRESTRICTED_GUEST, "unrestricted guest"),
+        ] {
             if offered.may & bit == 0 {
                 return Err(missing(name));
             }
@@ -198,10 +221,16 @@ impl Controls {
         // SAFETY: The MSR exists where EPT or VPID do, and EPT was just found.
         let ept = EptVpid(unsafe { x86::rdmsr(IA32_VMX_EPT_VPID_CAP) });
         let invvpid = ept.invvpid();
-        let vpid = if invvpid.is_some() { secondary::ENABLE_VPID } else { 0 };
+        let vpid = if invvpid.is_some() {
+            secondary::ENABLE_VPID
+        } else {
+            0
+        };
         let secondary = offered.choose(
             secondary::ENABLE_EPT | secondary::UNRESTRICTED_GUEST | secondary::WBINVD_EXITING,
-            vpid | secondary::ENABLE_RDTSCP | secondary::ENABLE_INVPCID | secondary::PAUSE_LOOP_EXITING,
+            vpid | secondary::ENABLE_RDTSCP
+                | secondary::ENABLE_INVPCID
+                | secondary::PAUSE_LOOP_EXITING,
             0,
         )?;
         // SAFETY: The MSRs exist with VMX.
@@ -229,7 +258,9 @@ impl Controls {
             cr0_fixed: fixed(IA32_VMX_CR0_FIXED0) & !0x8000_0001,
             cr4_fixed: fixed(IA32_VMX_CR4_FIXED0),
             invept: ept.invept()?,
-            invvpid: (secondary & secondary::ENABLE_VPID != 0).then_some(invvpid).flatten(),
+            invvpid: (secondary & secondary::ENABLE_VPID != 0)
+                .then_some(invvpid)
+                .flatten(),
             accessed_dirty: ept.has(21),
             huge_1g: ept.has(17),
         })
@@ -264,7 +295,9 @@ impl Controls {
         let cr0_bad = fixed(IA32_VMX_CR0_FIXED0) & !cr0 | cr0 & !fixed(IA32_VMX_CR0_FIXED1);
         let cr4_bad = fixed(IA32_VMX_CR4_FIXED0) & !cr4 | cr4 & !fixed(IA32_VMX_CR4_FIXED1);
         if cr0_bad != 0 || cr4_bad != 0 {
-            pr_err!("VMX can't be used: the kernel's CR0 {cr0:#x} or CR4 {cr4:#x} doesn't suit VMXON\n");
+            pr_err!(
+                "VMX can't be used: the kernel's CR0 {cr0:#x} or CR4 {cr4:#x} doesn't suit VMXON\n"
+            );
             return Err(EOPNOTSUPP);
         }
         Ok(())
@@ -287,7 +320,10 @@ impl Controls {
         ];
         Features {
             names: FEATURES,
-            found: found.iter().enumerate().fold(0, |bits, (n, &has)| bits | u64::from(has) << n),
+            found: found
+                .iter()
+                .enumerate()
+                .fold(0, |bits, (n, &has)| bits | u64::from(has) << n),
         }
     }
 }

@@ -2,8 +2,9 @@
 
 //! The guest's debug registers.
 //!
-//! DR7 is in the VMCS. DR0-3 and DR6 are in the CPU only from the guest's first MOV DR in a window, or from its opening when
-//! breakpoints are armed; most windows never load them. #DB always exits (CVE-2015-8104), so that the CPU never writes the guest's DR6.
+//! DR7 is in the VMCS. DR0-3 and DR6 are in the CPU only from the guest's first MOV DR in a window, or from its
+//! opening when breakpoints are armed; most windows never load them. #DB always exits (CVE-2015-8104), so that
+//! the CPU never writes the guest's DR6.
 
 use super::field;
 use super::field::primary;
@@ -62,7 +63,8 @@ pub(super) fn load(vcpu: &mut Vcpu) {
         // SAFETY: No breakpoint is enabled.
         unsafe { x86::write_dr7(0x400) };
     }
-    // SAFETY: In the window DR7 has no breakpoint enabled: an exit clears it, and before the first entry the line above does.
+    // SAFETY: In the window DR7 has no breakpoint enabled: an exit clears it, and before the first entry the
+    // line above does.
     unsafe { x86::write_dr0_to_dr3(&debug.guest.address) };
     x86::write_dr6(debug.guest.dr6);
     debug.loaded = true;
@@ -126,11 +128,13 @@ fn load_again(vcpu: &mut Vcpu) {
     x86::write_dr6(vcpu.debug.guest.dr6);
 }
 
-/// After an exit for #DB: does to DR6 and DR7 what the CPU would have done before it delivered the exception. `qualification`
-/// is that of the exit (SDM vol 3, table 29-1).
+/// After an exit for #DB: does to DR6 and DR7 what the CPU would have done before it delivered the exception.
+/// `qualification` is that of the exit (SDM vol 3, table 29-1).
 pub(super) fn note_exception(vcpu: &mut Vcpu, qualification: u64) {
     let mut regs = get(vcpu);
-    regs.dr6 = regs.dr6 & !DR6_MATCHES | qualification & (DR6_MATCHES | DR6_BD_BS) | DR6_INVERTED & DR6_NOTHING;
+    regs.dr6 = regs.dr6 & !DR6_MATCHES
+        | qualification & (DR6_MATCHES | DR6_BD_BS)
+        | DR6_INVERTED & DR6_NOTHING;
     regs.dr6 &= !(qualification & DR6_INVERTED);
     regs.dr7 &= !DR7_GD;
     set(vcpu, &regs);

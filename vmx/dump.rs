@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is logged when the CPU refuses to enter a guest, or leaves it for an unknown reason: at most a few times a minute, as a
-//! VMM can make it happen at will.
+//! What is logged when the CPU refuses to enter a guest, or leaves it for an unknown reason: at most a few
+//! times a minute, as a VMM can make it happen at will.
 
 use super::field;
 use super::field::Field;
@@ -20,7 +20,10 @@ const NO_NUMBER: u64 = u64::MAX;
 pub(super) fn instruction_failure(vcpu: &Vcpu) -> Exit {
     let error = vcpu.vmcs.instruction_error();
     if ratelimit::allow() {
-        pr_err!("VM entry failed, instruction error {error}: {}\n", instruction_error(error));
+        pr_err!(
+            "VM entry failed, instruction error {error}: {}\n",
+            instruction_error(error)
+        );
         dump(vcpu);
     }
     Exit::EntryFailure {
@@ -93,11 +96,14 @@ fn dump(vcpu: &Vcpu) {
         vmcs.read(field::GUEST_CR4),
         system.efer
     );
-    for (name, segment) in ["es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr"].iter().zip(&system.segments) {
+    for (name, segment) in ["es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr"]
+        .iter()
+        .zip(&system.segments)
+    {
         dump_segment(name, segment);
     }
     pr_err!(
-        "  gdtr {:#x}/{:#x} idtr {:#x}/{:#x} pdptes {:#x?}\n",
+        "  gdtr {:#x}/{:#x} idtr {:#x}/{:#x} pdptes {:x?}\n",
         system.gdtr.base,
         system.gdtr.limit,
         system.idtr.base,

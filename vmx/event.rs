@@ -42,7 +42,12 @@ impl Info {
     const VALID: u32 = 1 << 31;
 
     fn new(vector: u8, kind: u32, error_code: bool) -> Self {
-        Self(u32::from(vector) | kind << 8 | if error_code { Self::ERROR_CODE } else { 0 } | Self::VALID)
+        Self(
+            u32::from(vector)
+                | kind << 8
+                | if error_code { Self::ERROR_CODE } else { 0 }
+                | Self::VALID,
+        )
     }
 
     /// Whether there is an event at all.
@@ -88,10 +93,16 @@ impl From<Event> for Injection {
         let (info, error_code, length) = match event {
             Event::Interrupt(vector) => (Info::new(vector, Info::EXTERNAL, false), None, 0),
             Event::Nmi => (Info::new(2, Info::NMI, false), None, 0),
-            Event::Exception { vector, error_code } => {
-                (Info::new(vector, Info::HARDWARE_EXCEPTION, error_code.is_some()), error_code, 0)
-            }
-            Event::Software { vector, length, exception } => {
+            Event::Exception { vector, error_code } => (
+                Info::new(vector, Info::HARDWARE_EXCEPTION, error_code.is_some()),
+                error_code,
+                0,
+            ),
+            Event::Software {
+                vector,
+                length,
+                exception,
+            } => {
                 let kind = match (exception, vector) {
                     (false, _) => Info::SOFTWARE_INTERRUPT,
                     (true, 1) => Info::PRIVILEGED_SOFTWARE_EXCEPTION,
@@ -129,7 +140,8 @@ impl Events {
 /// `XvmOps::inject_exception`.
 pub(super) fn inject(vcpu: &mut Vcpu, event: Event) {
     if event == Event::Nmi {
-        // An NMI that is delivered blocks others by itself; with the blocking set already, entry fails (SDM vol 3, 28.2.1.3).
+        // An NMI that is delivered blocks others by itself; with the blocking set already, entry fails (SDM vol
+        // 3, 28.2.1.3).
         set_blocking(vcpu, BLOCKING_BY_NMI, false);
     }
     vcpu.events.injection = Some(event.into());
@@ -145,8 +157,10 @@ pub(super) fn offer(vcpu: &mut Vcpu, offer: Offer) -> bool {
         _ => false,
     };
     let interrupt = offer.interrupt_window || offer.vector.is_some() && !delivered;
-    vcpu.primary.set_bits(primary::INTERRUPT_WINDOW_EXITING, interrupt);
-    vcpu.primary.set_bits(primary::NMI_WINDOW_EXITING, offer.nmi_window);
+    vcpu.primary
+        .set_bits(primary::INTERRUPT_WINDOW_EXITING, interrupt);
+    vcpu.primary
+        .set_bits(primary::NMI_WINDOW_EXITING, offer.nmi_window);
     delivered
 }
 
@@ -186,8 +200,8 @@ pub(super) fn set_interruptibility(vcpu: &mut Vcpu, state: Interruptibility) {
     set_blocking(vcpu, BLOCKING_BY_NMI, state.nmi);
 }
 
-/// After an instruction was carried out for the guest: ends the interrupt shadow and RFLAGS.RF, and makes the trap of a
-/// single-step due.
+/// After an instruction was carried out for the guest: ends the interrupt shadow and RFLAGS.RF, and makes the
+/// trap of a single-step due.
 pub(super) fn note_retired(vcpu: &mut Vcpu) {
     set_blocking(vcpu, BLOCKING_BY_STI | BLOCKING_BY_MOV_SS, false);
     let rflags = vcpu.cache.get(&vcpu.vmcs, Cached::Rflags);
@@ -196,12 +210,13 @@ pub(super) fn note_retired(vcpu: &mut Vcpu) {
     }
     if rflags & RFLAGS_TF != 0 {
         let pending = vcpu.vmcs.read(field::GUEST_PENDING_DEBUG);
-        vcpu.vmcs.write(field::GUEST_PENDING_DEBUG, pending | PENDING_BS);
+        vcpu.vmcs
+            .write(field::GUEST_PENDING_DEBUG, pending | PENDING_BS);
     }
 }
 
-/// Makes interruptibility, RFLAGS and pending debug exceptions agree, as entry demands (SDM vol 3, 28.3.1.5). Before an entry, when one of the
-/// first two was changed.
+/// Makes interruptibility, RFLAGS and pending debug exceptions agree, as entry demands (SDM vol 3, 28.3.1.5).
+/// Before an entry, when one of the first two was changed.
 pub(super) fn reconcile(vcpu: &Vcpu) {
     let state = blocking(vcpu);
     if state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0 {
@@ -218,7 +233,11 @@ pub(super) fn reconcile(vcpu: &Vcpu) {
     // A single-step trap that is due while they are blocked must be pending, one that isn't due must not.
     let due = rflags & RFLAGS_TF != 0 && vcpu.vmcs.read(field::GUEST_DEBUGCTL) & DEBUGCTL_BTF == 0;
     let pending = vcpu.vmcs.read(field::GUEST_PENDING_DEBUG);
-    let wanted = if due { pending | PENDING_BS } else { pending & !PENDING_BS };
+    let wanted = if due {
+        pending | PENDING_BS
+    } else {
+        pending & !PENDING_BS
+    };
     if wanted != pending {
         vcpu.vmcs.write(field::GUEST_PENDING_DEBUG, wanted);
     }
@@ -235,13 +254,18 @@ pub(super) fn write_injection(vcpu: &Vcpu) {
     if info.has_error_code() && vcpu.vmcs.read(field::GUEST_CR0) & CR0_PE == 0 {
         info.0 &= !Info::ERROR_CODE;
     }
-    vcpu.vmcs.write(field::ENTRY_INTERRUPTION_INFO, u64::from(info.0));
+    vcpu.vmcs
+        .write(field::ENTRY_INTERRUPTION_INFO, u64::from(info.0));
     if info.has_error_code() {
         // The upper half of an error code is 0; entry demands it.
-        vcpu.vmcs.write(field::ENTRY_EXCEPTION_ERROR_CODE, u64::from(injection.error_code as u16));
+        vcpu.vmcs.write(
+            field::ENTRY_EXCEPTION_ERROR_CODE,
+            u64::from(injection.error_code as u16),
+        );
     }
     if injection.length != 0 {
-        vcpu.vmcs.write(field::ENTRY_INSTRUCTION_LENGTH, u64::from(injection.length));
+        vcpu.vmcs
+            .write(field::ENTRY_INSTRUCTION_LENGTH, u64::from(injection.length));
     }
 }
 
@@ -277,13 +301,16 @@ fn interrupted(vcpu: &Vcpu, info: Info) -> Event {
         },
         _ => Event::Exception {
             vector,
-            error_code: info.has_error_code().then(|| vcpu.vmcs.read(field::IDT_VECTORING_ERROR_CODE) as u32),
+            error_code: info
+                .has_error_code()
+                .then(|| vcpu.vmcs.read(field::IDT_VECTORING_ERROR_CODE) as u32),
         },
     }
 }
 
-/// After an exit that an IRET may have caused by its fault, with `bit_12` of the interruption information or the exit qualification: the IRET had ended blocking by NMI
-/// but will be executed again, so the blocking comes back (SDM vol 3, 29.2.3). Undefined, and so ignored, for exits in an event's delivery.
+/// After an exit that an IRET may have caused by its fault, with `bit_12` of the interruption information or
+/// the exit qualification: the IRET had ended blocking by NMI but will be executed again, so the blocking comes
+/// back (SDM vol 3, 29.2.3). Undefined, and so ignored, for exits in an event's delivery.
 pub(super) fn block_nmis_again(vcpu: &Vcpu, bit_12: bool) {
     if bit_12 && vcpu.events.vectoring.is_none() {
         set_blocking(vcpu, BLOCKING_BY_NMI, true);

@@ -104,7 +104,8 @@ fn qualification(vcpu: &Vcpu) -> u64 {
 fn exception(vcpu: &mut Vcpu) -> Exit {
     let info = Info(vcpu.vmcs.read(field::EXIT_INTERRUPTION_INFO) as u32);
     if info.is_nmi() {
-        // SAFETY: The kernel's NMI handler may run here as anywhere; its IRET ends the blocking of NMIs that the exit left.
+        // SAFETY: The kernel's NMI handler may run here as anywhere; its IRET ends the blocking of NMIs that
+        // the exit left.
         unsafe { asm!("int 2") };
         return Exit::Host;
     }

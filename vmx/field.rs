@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The fields of the VMCS that xvm uses: their encodings (SDM vol 3, appendix B) and the bits of those that are sets of
-//! controls (26.6 to 26.8).
+//! The fields of the VMCS that xvm uses: their encodings (SDM vol 3, appendix B) and the bits of those that are
+//! sets of controls (26.6 to 26.8).
 
 /// A VMCS field, by its encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

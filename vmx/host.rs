@@ -6,10 +6,10 @@ use super::cache::Sticky;
 use super::capability;
 use super::cpu::Cpu;
 use super::field;
+use super::frame;
 use super::vmcs::Found;
 use super::vmcs::Vmcs;
 use super::vmcs::CR4_VMXE;
-use super::world_switch;
 use crate::linux::irq::IrqsOff;
 use crate::linux::x86;
 use crate::linux::x86::Selectors;
@@ -61,10 +61,12 @@ impl Traits {
         Self {
             spec_ctrl: x86::host_has(bindings::X86_FEATURE_MSR_SPEC_CTRL),
             ibpb: x86::host_has(bindings::X86_FEATURE_IBPB),
-            flush_l1d: x86::host_has_bug(X86_BUG_L1TF) && x86::host_has(bindings::X86_FEATURE_FLUSH_L1D),
+            flush_l1d: x86::host_has_bug(X86_BUG_L1TF)
+                && x86::host_has(bindings::X86_FEATURE_FLUSH_L1D),
             ibpb_exit_to_user: x86::host_has(bindings::X86_FEATURE_IBPB_EXIT_TO_USER),
             pebs: x86::host_has(bindings::X86_FEATURE_PEBS),
-            stop_trace: x86::host_has(bindings::X86_FEATURE_INTEL_PT) && !capability::trace_in_vmx(),
+            stop_trace: x86::host_has(bindings::X86_FEATURE_INTEL_PT)
+                && !capability::trace_in_vmx(),
         }
     }
 }
@@ -116,8 +118,8 @@ impl Host {
         }
     }
 
-    /// Enters VMX operation with `vmcs` current and fills in its host state. True if the vCPU comes from another CPU. When
-    /// it fails, the VMCS is not current and nothing has changed.
+    /// Enters VMX operation with `vmcs` current and fills in its host state. True if the vCPU comes from
+    /// another CPU. When it fails, the VMCS is not current and nothing has changed.
     #[inline]
     pub(super) fn open(&mut self, vmcs: &Vmcs, cpu: &Cpu, irqs: &IrqsOff) -> bool {
         self.selectors = Selectors::read();
@@ -144,8 +146,8 @@ impl Host {
         moved
     }
 
-    /// Leaves VMX operation and puts back what exits have changed of the host. Nothing if `open` failed. The switched MSRs are the
-    /// host's already.
+    /// Leaves VMX operation and puts back what exits have changed of the host. Nothing if `open` failed. The
+    /// switched MSRs are the host's already.
     #[inline]
     pub(super) fn close(&mut self, vmcs: &Vmcs) {
         let Some(found) = self.found.take() else {
@@ -181,8 +183,8 @@ impl Host {
         unsafe { x86::wrmsr(IA32_KERNEL_GS_BASE, user_gs_base) };
     }
 
-    /// Precise event sampling would write its records through the guest's linear addresses; Processor Trace is not allowed
-    /// where the CPU says so.
+    /// Precise event sampling would write its records through the guest's linear addresses; Processor Trace is
+    /// not allowed where the CPU says so.
     #[inline]
     fn stop_tracing(&mut self) {
         if self.traits.pebs {
@@ -248,10 +250,15 @@ pub(super) fn initialise(vmcs: &Vmcs) {
     vmcs.write(field::HOST_CS_SELECTOR, KERNEL_CS);
     vmcs.write(field::HOST_SS_SELECTOR, KERNEL_SS);
     vmcs.write(field::HOST_TR_SELECTOR, KERNEL_TSS);
-    for zero in [field::HOST_ES_SELECTOR, field::HOST_DS_SELECTOR, field::HOST_FS_SELECTOR, field::HOST_GS_SELECTOR] {
+    for zero in [
+        field::HOST_ES_SELECTOR,
+        field::HOST_DS_SELECTOR,
+        field::HOST_FS_SELECTOR,
+        field::HOST_GS_SELECTOR,
+    ] {
         vmcs.write(zero, 0);
     }
-    vmcs.write(field::HOST_RIP, world_switch::exit_address());
+    vmcs.write(field::HOST_RIP, frame::exit_address());
     vmcs.write(field::HOST_SYSENTER_CS, msr(IA32_SYSENTER_CS));
     vmcs.write(field::HOST_SYSENTER_EIP, msr(IA32_SYSENTER_EIP));
     vmcs.write(field::HOST_PAT, msr(IA32_PAT));

@@ -32,12 +32,14 @@ fn outcome(failed: u8) -> Outcome {
 ///
 /// # Safety
 ///
-/// Interrupts are off, CR4.VMXE is set, this CPU is not in VMX operation and IA32_FEATURE_CONTROL allows VMXON outside
-/// of SMX; the region is a page with the revision identifier that no other CPU uses until VMXOFF.
+/// Interrupts are off, CR4.VMXE is set, this CPU is not in VMX operation and IA32_FEATURE_CONTROL allows VMXON
+/// outside of SMX; the region is a page with the revision identifier that no other CPU uses until VMXOFF.
 pub(super) unsafe fn vmxon(region: u64) -> Outcome {
     let failed: u8;
     // SAFETY: By this function's contract.
-    unsafe { asm!("vmxon [{}]", "setbe {}", in(reg) &region, lateout(reg_byte) failed, options(nostack)) };
+    unsafe {
+        asm!("vmxon [{}]", "setbe {}", in(reg) &region, lateout(reg_byte) failed, options(nostack))
+    };
     outcome(failed)
 }
 
@@ -61,7 +63,9 @@ pub(super) unsafe fn vmxoff() -> Outcome {
 pub(super) unsafe fn vmclear(vmcs: u64) -> Outcome {
     let failed: u8;
     // SAFETY: By this function's contract.
-    unsafe { asm!("vmclear [{}]", "setbe {}", in(reg) &vmcs, lateout(reg_byte) failed, options(nostack)) };
+    unsafe {
+        asm!("vmclear [{}]", "setbe {}", in(reg) &vmcs, lateout(reg_byte) failed, options(nostack))
+    };
     outcome(failed)
 }
 
@@ -73,7 +77,9 @@ pub(super) unsafe fn vmclear(vmcs: u64) -> Outcome {
 pub(super) unsafe fn vmptrld(vmcs: u64) -> Outcome {
     let failed: u8;
     // SAFETY: By this function's contract.
-    unsafe { asm!("vmptrld [{}]", "setbe {}", in(reg) &vmcs, lateout(reg_byte) failed, options(nostack)) };
+    unsafe {
+        asm!("vmptrld [{}]", "setbe {}", in(reg) &vmcs, lateout(reg_byte) failed, options(nostack))
+    };
     outcome(failed)
 }
 
@@ -116,8 +122,8 @@ pub(super) unsafe fn vmread(field: Field) -> Outcome<u64> {
 ///
 /// # Safety
 ///
-/// This CPU is in VMX operation with a VMCS of ours current. The next entry checks guest fields and controls; host fields must be
-/// such that the host lives on after an exit.
+/// This CPU is in VMX operation with a VMCS of ours current. The next entry checks guest fields and controls;
+/// host fields must be such that the host lives on after an exit.
 #[inline(always)]
 pub(super) unsafe fn vmwrite(field: Field, value: u64) -> Outcome {
     let failed: u8;

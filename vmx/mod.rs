@@ -13,7 +13,7 @@
 //! | `cpu` | what is kept for a physical CPU |
 //! | `window` | open, run, close |
 //! | `host` | the host's state in the window; mitigations that are once a window |
-//! | `world_switch` | one entry and exit, in assembly |
+//! | `world_switch.S`, `frame` | one entry and exit, in assembly |
 //! | `exit` | from exit reason to `Exit` |
 //! | `event` | injection, events cut short, windows, interruptibility |
 //! | `registers` | general, segment and control registers, TPR |
@@ -32,6 +32,7 @@ mod ept;
 mod event;
 mod exit;
 mod field;
+mod frame;
 mod host;
 mod instruction;
 mod msr;
@@ -40,7 +41,6 @@ mod tlb;
 mod vcpu;
 mod vmcs;
 mod window;
-mod world_switch;
 
 use crate::linux::irq::IrqsOff;
 use crate::xvm::ops::Capabilities;

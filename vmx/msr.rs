@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The guest's MSRs: the bitmap that says which ones don't exit, those that the VMCS holds, and those that the window switches.
+//! The guest's MSRs: the bitmap that says which ones don't exit, those that the VMCS holds, and those that the
+//! window switches.
 
 use super::field;
 use super::field::Field;
@@ -35,8 +36,8 @@ enum Open {
     ReadWrite,
 }
 
-/// The MSRs that the guest reaches without an exit, each because the CPU holds the guest's own value while it runs, and checks what is
-/// written. All others exit.
+/// The MSRs that the guest reaches without an exit, each because the CPU holds the guest's own value while it
+/// runs, and checks what is written. All others exit.
 const PASSED: &[(u32, Open)] = &[
     // The VMCS has guest and host values, and every context switch of the guest uses them.
     (IA32_FS_BASE, Open::ReadWrite),
@@ -53,7 +54,8 @@ const PASSED: &[(u32, Open)] = &[
     (IA32_TSC, Open::Read),
 ];
 
-/// The page of MSR bitmaps (SDM vol 3, 26.6.9): 1024 bytes each for reads of low and high MSRs, then writes of them; a set bit exits.
+/// The page of MSR bitmaps (SDM vol 3, 26.6.9): 1024 bytes each for reads of low and high MSRs, then writes of
+/// them; a set bit exits.
 pub(super) fn bitmap() -> Result<Page4k> {
     let page = Page4k::new()?;
     // SAFETY: The page is ours, 4096 bytes long, and no CPU uses it yet.
@@ -104,16 +106,21 @@ impl Switched {
         }
     }
 
-    /// Puts the host's values away and loads the guest's. The host's are read anew each time: KVM leaves those of its guest in
-    /// the CPU until it returns to userspace.
+    /// Puts the host's values away and loads the guest's. The host's are read anew each time: KVM leaves those
+    /// of its guest in the CPU until it returns to userspace.
     #[inline]
     pub(super) fn load_guest(&mut self) {
-        for ((&msr, guest), host) in SWITCHED.iter().zip(&self.guest).zip(&mut self.host).take(self.count) {
+        for ((&msr, guest), host) in SWITCHED
+            .iter()
+            .zip(&self.guest)
+            .zip(&mut self.host)
+            .take(self.count)
+        {
             // SAFETY: Long mode has all of these, and TSC_AUX was looked for.
             *host = unsafe { x86::rdmsr(msr) };
             if *host != *guest {
-                // SAFETY: As above; the value was checked when it was set. Interrupts are off until `load_host`, and nothing
-                // in the kernel but entry code and returns to userspace uses these.
+                // SAFETY: As above; the value was checked when it was set. Interrupts are off until
+                // `load_host`, and nothing in the kernel but entry code and returns to userspace uses these.
                 unsafe { x86::wrmsr(msr, *guest) };
             }
         }
@@ -124,7 +131,12 @@ impl Switched {
     pub(super) fn load_host(&mut self) {
         // SAFETY: Long mode has it.
         self.guest[KERNEL_GS_BASE] = unsafe { x86::rdmsr(IA32_KERNEL_GS_BASE) };
-        for ((&msr, guest), host) in SWITCHED.iter().zip(&self.guest).zip(&self.host).take(self.count) {
+        for ((&msr, guest), host) in SWITCHED
+            .iter()
+            .zip(&self.guest)
+            .zip(&self.host)
+            .take(self.count)
+        {
             if *host != *guest {
                 // SAFETY: That is the value that `load_guest` found.
                 unsafe { x86::wrmsr(msr, *host) };
@@ -147,8 +159,8 @@ impl Switched {
     fn set(&mut self, place: usize, value: u64, in_window: bool) {
         self.guest[place] = value;
         if in_window {
-            // SAFETY: This CPU has the MSR, the caller of `write_msr` has checked the value, and `load_host` comes before the
-            // kernel uses it.
+            // SAFETY: This CPU has the MSR, the caller of `write_msr` has checked the value, and `load_host`
+            // comes before the kernel uses it.
             unsafe { x86::wrmsr(SWITCHED[place], value) };
         }
     }
@@ -192,7 +204,9 @@ pub(super) fn write(vcpu: &mut Vcpu, msr: u32, value: u64) -> bool {
     if msr == IA32_DEBUGCTL && value & !DEBUGCTL_BTF != 0 {
         return false;
     }
-    held(msr).map(|field| vcpu.vmcs.write(field, value)).is_some()
+    held(msr)
+        .map(|field| vcpu.vmcs.write(field, value))
+        .is_some()
 }
 
 /// Sets the MSRs that the VMCS holds to what they are after power-up. The VMCS must be current.

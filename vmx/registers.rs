@@ -44,8 +44,8 @@ const CODE_64: u16 = 1 << 9;
 /// Bits of CR0 that the guest changes without an exit: they turn nothing on or off that xvm must know of.
 const CR0_GUEST: u64 = CR0_MP | CR0_EM | CR0_TS | CR0_WP | CR0_AM;
 
-/// Bits of CR4 that the guest changes without an exit: every CPU with EPT has them, they need no check, and what they do to the TLB (PGE)
-/// the CPU does by itself.
+/// Bits of CR4 that the guest changes without an exit: every CPU with EPT has them, they need no check, and
+/// what they do to the TLB (PGE) the CPU does by itself.
 const CR4_GUEST: u64 =
     CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
 
@@ -127,14 +127,21 @@ fn segment(vmcs: &Vmcs, index: usize) -> Segment {
         base: vmcs.read(field::GUEST_BASE.of_segment(index)),
         limit: vmcs.read(field::GUEST_LIMIT.of_segment(index)) as u32,
         selector: vmcs.read(field::GUEST_SELECTOR.of_segment(index)) as u16,
-        attributes: AccessRights(vmcs.read(field::GUEST_ACCESS_RIGHTS.of_segment(index)) as u32).attributes(),
+        attributes: AccessRights(vmcs.read(field::GUEST_ACCESS_RIGHTS.of_segment(index)) as u32)
+            .attributes(),
     }
 }
 
 fn set_segment(vmcs: &Vmcs, index: usize, segment: &Segment) {
     vmcs.write(field::GUEST_BASE.of_segment(index), segment.base);
-    vmcs.write(field::GUEST_LIMIT.of_segment(index), u64::from(segment.limit));
-    vmcs.write(field::GUEST_SELECTOR.of_segment(index), u64::from(segment.selector));
+    vmcs.write(
+        field::GUEST_LIMIT.of_segment(index),
+        u64::from(segment.limit),
+    );
+    vmcs.write(
+        field::GUEST_SELECTOR.of_segment(index),
+        u64::from(segment.selector),
+    );
     vmcs.write(
         field::GUEST_ACCESS_RIGHTS.of_segment(index),
         u64::from(AccessRights::of(segment, index).0),
@@ -222,14 +229,20 @@ pub(super) fn initialise(vmcs: &Vmcs) {
 
 /// `XvmOps::tpr`.
 pub(super) fn tpr(vcpu: &Vcpu) -> u8 {
-    // SAFETY: The page is the vCPU's own and 4096 bytes long. The CPU writes the byte in the guest alone, on this thread.
+    // SAFETY: The page is the vCPU's own and 4096 bytes long. The CPU writes the byte in the guest alone, on
+    // this thread.
     unsafe { vcpu.virtual_apic.as_ptr().add(VTPR).read_volatile() >> 4 }
 }
 
 /// `XvmOps::set_tpr`.
 pub(super) fn set_tpr(vcpu: &mut Vcpu, tpr: u8) {
     // SAFETY: As in `tpr`.
-    unsafe { vcpu.virtual_apic.as_ptr().add(VTPR).write_volatile(tpr << 4) };
+    unsafe {
+        vcpu.virtual_apic
+            .as_ptr()
+            .add(VTPR)
+            .write_volatile(tpr << 4)
+    };
 }
 
 /// Sets the TPR threshold to the TPR, so that any lowering of it exits and is told. Before an entry.

@@ -2,10 +2,10 @@
 
 //! VPIDs, and the flushing of cached translations (SDM vol 3, 30.4).
 //!
-//! With EPT the CPU caches guest-physical mappings, tagged by the EPT pointer, and combined ones, tagged by VPID, PCID and EPT
-//! pointer. INVEPT drops both kinds; INVVPID drops the combined ones alone. Neither VMXOFF nor VMXON is relied on to drop
-//! anything. A vCPU flushes when it comes to another CPU, so that it is harmless when a VPID or the page of an EPT root was
-//! somebody else's before, and harmless to share VPIDs with KVM.
+//! With EPT the CPU caches guest-physical mappings, tagged by the EPT pointer, and combined ones, tagged by
+//! VPID, PCID and EPT pointer. INVEPT drops both kinds; INVVPID drops the combined ones alone. Neither VMXOFF
+//! nor VMXON is relied on to drop anything. A vCPU flushes when it comes to another CPU, so that it is harmless
+//! when a VPID or the page of an EPT root was somebody else's before, and harmless to share VPIDs with KVM.
 
 use super::instruction;
 use super::instruction::Scope;
@@ -73,7 +73,12 @@ pub(super) struct Tlb {
 }
 
 impl Tlb {
-    pub(super) fn new(vpid: Option<Vpid>, eptp: u64, invept: Scope, invvpid: Option<Scope>) -> Self {
+    pub(super) fn new(
+        vpid: Option<Vpid>,
+        eptp: u64,
+        invept: Scope,
+        invvpid: Option<Scope>,
+    ) -> Self {
         Self {
             vpid,
             eptp,
@@ -99,8 +104,8 @@ impl Tlb {
         self.all = true;
     }
 
-    /// Asks for what came through the guest's page tables to be flushed, when the guest changed how they are read. Without a
-    /// VPID every entry does that.
+    /// Asks for what came through the guest's page tables to be flushed, when the guest changed how they are
+    /// read. Without a VPID every entry does that.
     pub(super) fn flush_guest(&mut self) {
         self.guest = true;
     }
@@ -114,12 +119,16 @@ impl Tlb {
         if !self.all {
             if let (Some(vpid), Some(scope)) = (&self.vpid, self.invvpid) {
                 // SAFETY: In the window this CPU is in VMX operation; the scope is one that it has.
-                vmcs.check("INVVPID", unsafe { instruction::invvpid(scope, vpid.number()) });
+                vmcs.check("INVVPID", unsafe {
+                    instruction::invvpid(scope, vpid.number())
+                });
             }
         } else {
             // Combined mappings go too, whatever their VPID.
             // SAFETY: As above.
-            vmcs.check("INVEPT", unsafe { instruction::invept(self.invept, self.eptp) });
+            vmcs.check("INVEPT", unsafe {
+                instruction::invept(self.invept, self.eptp)
+            });
         }
         self.all = false;
         self.guest = false;

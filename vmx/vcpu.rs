@@ -11,6 +11,7 @@ use super::event::Events;
 use super::field;
 use super::field::primary;
 use super::field::secondary;
+use super::frame::Frame;
 use super::host;
 use super::host::Host;
 use super::msr;
@@ -19,7 +20,6 @@ use super::registers;
 use super::tlb::Tlb;
 use super::tlb::Vpid;
 use super::vmcs::Vmcs;
-use super::world_switch::Frame;
 use crate::linux::page::Page4k;
 use crate::xvm::ops::VcpuConfig;
 use crate::xvm::state::SystemRegs;
@@ -28,8 +28,8 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
-/// The exceptions that exit: #DB and #AC, which a guest can make the CPU deliver without end (CVE-2015-5307, CVE-2015-8104), #UD for
-/// hypercalls of the other vendor, #MC because it is the host's.
+/// The exceptions that exit: #DB and #AC, which a guest can make the CPU deliver without end (CVE-2015-5307,
+/// CVE-2015-8104), #UD for hypercalls of the other vendor, #MC because it is the host's.
 const EXCEPTIONS: u64 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 
 /// PAUSE-loop exiting: the most ticks between two PAUSEs of one loop, and the ticks after which the loop exits.

@@ -2,9 +2,9 @@
 
 //! The VMCS of a vCPU: the page, VMX operation around its use, and typed access to its fields.
 //!
-//! A VMCS can be read and written only by a CPU in VMX operation that has it current. The window is such a time; for what is asked outside of it,
-//! [`Vmcs::with`] makes one: interrupts off, VMXON, VMPTRLD, the accesses, VMCLEAR, VMXOFF. Nothing is left behind on the
-//! CPU, so the next user may be any other CPU.
+//! A VMCS can be read and written only by a CPU in VMX operation that has it current. The window is such a
+//! time; for what is asked outside of it, [`Vmcs::with`] makes one: interrupts off, VMXON, VMPTRLD, the
+//! accesses, VMCLEAR, VMXOFF. Nothing is left behind on the CPU, so the next user may be any other CPU.
 //!
 //! When somebody else (KVM) has put this CPU into VMX operation, it is borrowed: their current VMCS is current again
 //! afterwards, and VMX operation is not left.
@@ -39,8 +39,8 @@ pub(super) struct Failure {
 
 /// A VMCS and the VMXON region that goes with it.
 ///
-/// A VMXON region belongs to a CPU from VMXON to VMXOFF only. As that is within the use of one VMCS, by one CPU, it comes
-/// with the VMCS and no table by CPU is needed.
+/// A VMXON region belongs to a CPU from VMXON to VMXOFF only. As that is within the use of one VMCS, by one
+/// CPU, it comes with the VMCS and no table by CPU is needed.
 ///
 /// # Invariants
 ///
@@ -78,8 +78,8 @@ impl Vmcs {
         };
         let revision = capability::revision();
         for page in [&this.region, &this.vmxon] {
-            // SAFETY: The page is ours, 4 KiB long and aligned; no CPU uses it yet. Both regions begin with the revision (SDM
-            // vol 3, 26.2 and 26.11.5).
+            // SAFETY: The page is ours, 4 KiB long and aligned; no CPU uses it yet. Both regions begin with the
+            // revision (SDM vol 3, 26.2 and 26.11.5).
             unsafe { page.as_ptr().cast::<u32>().write(revision) };
         }
         Ok(this)
@@ -91,16 +91,20 @@ impl Vmcs {
         let cr4 = x86::cr4();
         let found = Found {
             cr4,
-            // SAFETY: CR4.VMXE is set only by who is in VMX operation: who sets it does so with interrupts off until VMXON.
+            // SAFETY: CR4.VMXE is set only by who is in VMX operation: who sets it does so with interrupts off
+            // until VMXON.
             borrowed: (cr4 & CR4_VMXE != 0).then(|| unsafe { instruction::vmptrst() }),
         };
         if found.borrowed.is_none() {
-            // SAFETY: The CPU has VMX (`probe`), so that the bit may be set. The kernel's copy of CR4 isn't told; with interrupts off
-            // nothing uses it until `leave`.
+            // SAFETY: The CPU has VMX (`probe`), so that the bit may be set. The kernel's copy of CR4 isn't
+            // told; with interrupts off nothing uses it until `leave`.
             unsafe { x86::write_cr4(cr4 | CR4_VMXE) };
-            // SAFETY: Interrupts are off, VMXE is set, VMX operation was off or VMXE would have been set; `probe` checked
-            // IA32_FEATURE_CONTROL on this CPU. The region is ours.
-            if self.check("VMXON", unsafe { instruction::vmxon(self.vmxon.phys()) }).is_none() {
+            // SAFETY: Interrupts are off, VMXE is set, VMX operation was off or VMXE would have been set;
+            // `probe` checked IA32_FEATURE_CONTROL on this CPU. The region is ours.
+            if self
+                .check("VMXON", unsafe { instruction::vmxon(self.vmxon.phys()) })
+                .is_none()
+            {
                 // SAFETY: That is the value it had.
                 unsafe { x86::write_cr4(cr4) };
                 return None;
@@ -110,7 +114,8 @@ impl Vmcs {
             self.put_back(found);
             return None;
         }
-        // INVARIANT: Interrupts are off for longer than `found` is used, by `_irqs` of the caller; the rest was just done.
+        // INVARIANT: Interrupts are off for longer than `found` is used, by `_irqs` of the caller; the rest was
+        // just done.
         self.current.set(true);
         Some(found)
     }
@@ -146,12 +151,14 @@ impl Vmcs {
             }
             Some(NO_VMCS) => {}
             // SAFETY: This CPU is in VMX operation; the VMCS was current on it before.
-            Some(theirs) => drop(self.check("VMPTRLD of the one borrowed from", unsafe { instruction::vmptrld(theirs) })),
+            Some(theirs) => drop(self.check("VMPTRLD of the one borrowed from", unsafe {
+                instruction::vmptrld(theirs)
+            })),
         }
     }
 
-    /// Does `accesses` with this VMCS current, whether in the window or not. When VMX operation can't be entered it isn't
-    /// called, and the result is the type's default; the next [`Vmcs::take_failure`] tells.
+    /// Does `accesses` with this VMCS current, whether in the window or not. When VMX operation can't be
+    /// entered it isn't called, and the result is the type's default; the next [`Vmcs::take_failure`] tells.
     #[inline]
     pub(super) fn with<R: Default>(&self, accesses: impl FnOnce() -> R) -> R {
         if self.current.get() {
@@ -175,35 +182,49 @@ impl Vmcs {
     /// Reads a field; 0 on failure, which [`Vmcs::take_failure`] tells.
     #[inline(always)]
     pub(super) fn read(&self, field: Field) -> u64 {
-        if !self.current.get() {
-            return self.with(|| self.read_current(field));
+        match self.current.get() {
+            true => self.read_current(field),
+            false => self.read_outside(field),
         }
-        self.read_current(field)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_outside(&self, field: Field) -> u64 {
+        self.with(|| self.read_current(field))
     }
 
     /// Reads a field while this VMCS is current.
     #[inline(always)]
     fn read_current(&self, field: Field) -> u64 {
-        // SAFETY: `current` is set, as both callers see to, so that by the type's invariant this CPU is in VMX operation.
-        match unsafe { instruction::vmread(field) } {
-            Ok(value) => value,
-            Err(_) => {
-                self.failed("VMREAD", Some(field));
-                0
-            }
-        }
+        // SAFETY: `current` is set, as both callers see to, so that by the type's invariant this CPU is in VMX
+        // operation.
+        unsafe { instruction::vmread(field) }.unwrap_or_else(|_| self.failed("VMREAD", Some(field)))
     }
 
     /// Writes a guest or control field; a failure is told by [`Vmcs::take_failure`].
     #[inline(always)]
     pub(super) fn write(&self, field: Field, value: u64) {
-        self.with(|| {
-            // SAFETY: `with` made this VMCS current; by the type's invariant this CPU is in VMX operation. Host fields are
-            // written by window.rs and control.rs alone, from what the host has.
-            if unsafe { instruction::vmwrite(field, value) }.is_err() {
-                self.failed("VMWRITE", Some(field));
-            }
-        })
+        match self.current.get() {
+            true => self.write_current(field, value),
+            false => self.write_outside(field, value),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_outside(&self, field: Field, value: u64) {
+        self.with(|| self.write_current(field, value));
+    }
+
+    /// Writes a field while this VMCS is current.
+    #[inline(always)]
+    fn write_current(&self, field: Field, value: u64) {
+        // SAFETY: `current` is set, as both callers see to, so that by the type's invariant this CPU is in VMX
+        // operation. Host fields are written by host.rs alone, from what the host has.
+        if unsafe { instruction::vmwrite(field, value) }.is_err() {
+            self.failed("VMWRITE", Some(field));
+        }
     }
 
     /// The VM-instruction error of the last VMX instruction that failed.
@@ -233,8 +254,10 @@ impl Vmcs {
         Some(())
     }
 
+    /// Notes the first failure. Returns 0, the value of a field that couldn't be read.
     #[cold]
-    fn failed(&self, what: &'static str, field: Option<Field>) {
+    #[inline(never)]
+    fn failed(&self, what: &'static str, field: Option<Field>) -> u64 {
         // Read without `read`, which would come back here.
         let error = match self.current.get() {
             // SAFETY: By the type's invariant this CPU is in VMX operation.
@@ -244,5 +267,6 @@ impl Vmcs {
         if self.failure.get().is_none() {
             self.failure.set(Some(Failure { what, field, error }));
         }
+        0
     }
 }

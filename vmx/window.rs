@@ -7,9 +7,9 @@ use super::debug;
 use super::dump;
 use super::event;
 use super::exit;
+use super::frame::xvm_vmx_enter;
 use super::registers;
 use super::vcpu::Vcpu;
-use super::world_switch::xvm_vmx_enter;
 use crate::linux::irq::IrqsOff;
 use crate::linux::x86;
 use crate::xvm::Exit;
@@ -47,8 +47,8 @@ pub(super) fn run(vcpu: &mut Vcpu) -> Exit {
         if let Some(failure) = prepare(vcpu) {
             return failure;
         }
-        // SAFETY: In the window interrupts are off and the VMCS is current, with its host state filled in by `Host::open`; the guest
-        // state may be anything, the CPU checks it. The frame is this vCPU's own.
+        // SAFETY: In the window interrupts are off and the VMCS is current, with its host state filled in by
+        // `Host::open`; the guest state may be anything, the CPU checks it. The frame is this vCPU's own.
         let failed = unsafe { xvm_vmx_enter(&mut vcpu.frame, vcpu.launched) };
         if failed != 0 {
             return dump::instruction_failure(vcpu);
@@ -69,10 +69,10 @@ fn prepare(vcpu: &mut Vcpu) -> Option<Exit> {
     if !vcpu.vmcs.is_current() {
         return Some(dump::field_failure(vcpu));
     }
-    if vcpu.cache.is_changed() {
+    if vcpu.cache.is_blocking_changed() {
         event::reconcile(vcpu);
-        vcpu.cache.write_back(&vcpu.vmcs);
     }
+    vcpu.cache.write_back(&vcpu.vmcs);
     registers::write_tpr_threshold(vcpu);
     vcpu.primary.write_back(&vcpu.vmcs);
     vcpu.tsc_offset.write_back(&vcpu.vmcs);

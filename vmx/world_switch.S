@@ -5,7 +5,7 @@
  * u8 xvm_vmx_enter(struct Frame *frame, bool launched)
  *
  * Called with interrupts off, the VMCS current and its host state filled in but for HOST_RSP. Returns 0 after an exit and 1 when
- * VMLAUNCH or VMRESUME failed. `struct Frame` is that of world_switch.rs.
+ * VMLAUNCH or VMRESUME failed. `struct Frame` is that of frame.rs.
  */
 #include <linux/linkage.h>
 #include <asm/alternative.h>
