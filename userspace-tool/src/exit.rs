@@ -34,6 +34,8 @@ pub enum Exit<'a> {
     FailEntry { reason: u64, cpu: u32 },
     /// The kernel could not go on, for instance over an instruction that it cannot emulate.
     InternalError { suberror: u32, data: Vec<u64> },
+    /// An exit that the kernel has no case for, with the vendor's number.
+    UnknownToKernel(u64),
     /// The guest asked the kernel for power-off, reset or the like.
     SystemEvent(u32),
     /// Nothing to do: a signal, or one of the notices that this tool never asks for.
@@ -53,6 +55,11 @@ pub fn decode(vcpu: &mut VcpuFd, map_size: usize) -> Exit<'_> {
     match run.exit_reason {
         KVM_EXIT_IO => decode_io(run, map_size),
         KVM_EXIT_MMIO => decode_mmio(run),
+        KVM_EXIT_UNKNOWN => {
+            // SAFETY: The exit reason says that this member is the valid one, and every bit pattern
+            // of it is a value.
+            Exit::UnknownToKernel(unsafe { run.__bindgen_anon_1.hw.hardware_exit_reason })
+        }
         KVM_EXIT_HLT => Exit::Halt,
         KVM_EXIT_SHUTDOWN => Exit::Shutdown,
         KVM_EXIT_FAIL_ENTRY => {

@@ -216,6 +216,9 @@ impl Worker {
                 format!("VM entry failed on CPU {cpu}, hardware reason {reason:#x}")
             }
             Exit::InternalError { suberror, data } => internal_error(suberror, &data),
+            Exit::UnknownToKernel(reason) => {
+                format!("hardware exit {reason:#x}, unknown to the kernel")
+            }
             Exit::SystemEvent(event) => return Some(system_event(event)),
             Exit::Unknown(reason) => format!(
                 "exit reason {reason} ({}), unknown to this tool",
