@@ -93,8 +93,8 @@ pub struct IoApicState {
 
 /// The IOAPIC.
 ///
-/// Its methods send messages through a `sink`, which returns whether any local APIC took it (also if it merged there with one
-/// that was pending).
+/// Its methods send messages through a `sink`, which returns whether any local APIC took it. Where it merged with a pending
+/// interrupt of the same vector, either answer will do: the EOI of that one serves the pin again.
 pub struct IoApic {
     base: u64,
     select: u8,
@@ -215,7 +215,7 @@ impl IoApic {
             let Some(entry) = self.table.get_mut(pin) else {
                 return;
             };
-            if entry.remote_irr() && entry.vector() == vector {
+            if entry.level() && entry.vector() == vector {
                 entry.set_remote_irr(false);
                 self.service(pin, sink);
             }
@@ -384,6 +384,20 @@ mod tests {
         bench.ioapic.set_irq(4, true, &mut |_| false);
         assert_eq!(bench.select_and_read(0x18), 0x0000_8041);
         assert_eq!(bench.set(4, true), 1);
+    }
+
+    #[test]
+    fn the_end_of_an_interrupt_serves_all_pins_of_its_vector() {
+        let mut bench = Bench::new();
+        bench.select_and_write(0x18, 0x0000_8041);
+        bench.select_and_write(0x1a, 0x0000_8041);
+        assert_eq!(bench.set(4, true), 1);
+        // Merges with the first one, and the sink says so.
+        bench.ioapic.set_irq(5, true, &mut |_| false);
+        bench.set(4, false);
+        assert_eq!((bench.eoi(0x41), bench.eoi(0x41)), (1, 1));
+        bench.set(5, false);
+        assert_eq!(bench.eoi(0x41), 0);
     }
 
     #[test]
