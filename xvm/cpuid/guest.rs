@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A vCPU's CPUID: the entries that the VMM set, found quickly, and what in them follows the vCPU's state.
+
+use super::features::Words;
+use super::model::Model;
+use super::EXTENDED;
+use super::HYPERVISOR;
+use super::INDEXED;
+use crate::linux::x86::Cpuid;
+use crate::uapi::kvm_cpuid_entry2;
+use crate::xvm::platform::lapic::Mode;
+use crate::xvm::vcpu::Vcpu;
+use crate::xvm::XvmOps;
+use kernel::prelude::*;
+
+/// Leaves of either range whose first entry is kept.
+const KEPT: usize = 0x22;
+/// No entry.
+const NONE: u16 = u16::MAX;
+
+/// EBX, EDX, ECX of leaf 0 of AMD's and Hygon's CPUs.
+const AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
+const HYGON: [u32; 3] = [0x6f67_7948, 0x6e65_476e, 0x656e_6975];
+
+/// Bytes of an XSAVE area's legacy region and header.
+const XSAVE_MIN: u32 = 576;
+
+/// State of the vCPU that CPUID tells.
+#[derive(Clone, Copy, Debug)]
+struct Dynamic {
+    apic: bool,
+    os_xsave: bool,
+    xcr0: u64,
+}
+
+/// What a vCPU's CPUID answers.
+pub(crate) struct GuestCpuid {
+    entries: KVec<kvm_cpuid_entry2>,
+    /// Place of the first entry of the first basic and extended leaves, or `NONE`.
+    first: [[u16; KEPT]; 2],
+    /// A leaf beyond the last one answers with zeros, not with the last basic leaf (APM vol 3, E.2; SDM vol 2, CPUID).
+    zero_beyond: bool,
+    model: Model,
+    /// CR4.OSXSAVE, kept here since reading CR4 costs more than the rest of CPUID.
+    pub(crate) os_xsave: bool,
+}
+
+impl GuestCpuid {
+    /// No CPUID at all, before the VMM sets one.
+    pub(crate) fn new() -> Self {
+        Self {
+            entries: KVec::new(),
+            first: [[NONE; KEPT]; 2],
+            zero_beyond: true,
+            model: Model::NONE,
+            os_xsave: false,
+        }
+    }
+
+    /// What the entries `entries`, at most 256, amount to on a machine that supports `words` and the extended states `xcr0`. `os_xsave`
+    /// is the vCPU's CR4.OSXSAVE.
+    pub(super) fn from_entries(
+        entries: KVec<kvm_cpuid_entry2>,
+        words: &Words,
+        xcr0: u64,
+        os_xsave: bool,
+    ) -> Self {
+        let mut first = [[NONE; KEPT]; 2];
+        for (place, entry) in entries.iter().enumerate().rev() {
+            if let Some(slot) =
+                slot(entry.function).and_then(|(range, leaf)| first[range].get_mut(leaf))
+            {
+                *slot = place as u16;
+            }
+        }
+        let mut this = Self {
+            entries,
+            first,
+            zero_beyond: true,
+            model: Model::NONE,
+            os_xsave,
+        };
+        if let Some(name) = this.exact(0, 0) {
+            let name = [name.ebx, name.edx, name.ecx];
+            this.zero_beyond = name == AMD || name == HYGON;
+        }
+        this.model = Model::new(&this, words, xcr0);
+        this
+    }
+
+    /// What the vCPU has by it.
+    #[inline]
+    pub(crate) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Whether it is that of an AMD CPU or one like it.
+    pub(crate) fn is_amd(&self) -> bool {
+        self.zero_beyond && !self.entries.is_empty()
+    }
+
+    /// The entries as the VMM set them.
+    pub(super) fn entries(&self) -> &[kvm_cpuid_entry2] {
+        &self.entries
+    }
+
+    fn find(&self, leaf: u32, subleaf: u32) -> Option<&kvm_cpuid_entry2> {
+        let start = match slot(leaf) {
+            Some((range, leaf)) => *self.first.get(range)?.get(leaf)?,
+            None => 0,
+        };
+        let rest = self.entries.get(usize::from(start)..)?;
+        rest.iter().find(|entry| {
+            entry.function == leaf && (entry.flags & INDEXED == 0 || entry.index == subleaf)
+        })
+    }
+
+    /// The answer that the VMM set for a leaf.
+    pub(super) fn exact(&self, leaf: u32, subleaf: u32) -> Option<Cpuid> {
+        self.find(leaf, subleaf).map(value)
+    }
+
+    /// The leaf whose data answers for one that isn't there; `None` for zeros.
+    fn substitute(&self, leaf: u32) -> Option<u32> {
+        if self.zero_beyond {
+            return None;
+        }
+        let range = match leaf {
+            HYPERVISOR..=0x4fff_ffff => leaf & 0xffff_ff00,
+            _ => leaf & EXTENDED,
+        };
+        match self.exact(range, 0) {
+            Some(range) if leaf <= range.eax => None,
+            _ => self.exact(0, 0).map(|basic| basic.eax),
+        }
+    }
+
+    fn answer(&self, leaf: u32, subleaf: u32, state: Dynamic) -> Cpuid {
+        if let Some(entry) = self.find(leaf, subleaf) {
+            return self.adjust(entry, state);
+        }
+        if let Some(entry) = self
+            .substitute(leaf)
+            .and_then(|leaf| self.find(leaf, subleaf))
+        {
+            return self.adjust(entry, state);
+        }
+        let mut answer = Cpuid::default();
+        if matches!(leaf, 0xb | 0x1f) {
+            // A level that isn't there still tells its number and the CPU's x2APIC ID (SDM vol 2, CPUID).
+            if let Some(level) = self.find(leaf, 1) {
+                answer.ecx = subleaf & 0xff;
+                answer.edx = level.edx;
+            }
+        }
+        answer
+    }
+
+    /// Puts in what follows the vCPU's state.
+    fn adjust(&self, entry: &kvm_cpuid_entry2, state: Dynamic) -> Cpuid {
+        const APIC: u32 = 1 << 9;
+        const OS_XSAVE: u32 = 1 << 27;
+        const XSAVEC: u32 = 1 << 1;
+        let mut answer = value(entry);
+        match (entry.function, entry.index) {
+            (1, _) => {
+                answer.edx = answer.edx & !APIC | if state.apic { APIC } else { 0 };
+                answer.ecx = answer.ecx & !OS_XSAVE | if state.os_xsave { OS_XSAVE } else { 0 };
+            }
+            (0xd, 0) => answer.ebx = self.xsave_size(state.xcr0, false),
+            (0xd, 1) if answer.eax & XSAVEC != 0 => answer.ebx = self.xsave_size(state.xcr0, true),
+            _ => {}
+        }
+        answer
+    }
+
+    /// Bytes of an XSAVE area with the states of `xcr0` (SDM vol 1, 13.4.3), by the vCPU's own subleaves.
+    fn xsave_size(&self, xcr0: u64, compacted: bool) -> u32 {
+        const ALIGNED: u32 = 1 << 1;
+        let mut size = XSAVE_MIN;
+        for index in (2..63).filter(|index| xcr0 & (1 << index) != 0) {
+            let Some(state) = self.exact(0xd, index) else {
+                continue;
+            };
+            let start = match compacted {
+                true if state.ecx & ALIGNED != 0 => size.saturating_add(63) & !63,
+                true => size,
+                false => state.ebx,
+            };
+            size = size.max(start.saturating_add(state.eax));
+        }
+        size
+    }
+}
+
+/// Where the first entry of `leaf` is kept.
+fn slot(leaf: u32) -> Option<(usize, usize)> {
+    let (range, leaf) = ((leaf >> 31) as usize, (leaf & !EXTENDED) as usize);
+    (leaf < KEPT).then_some((range, leaf))
+}
+
+fn value(entry: &kvm_cpuid_entry2) -> Cpuid {
+    Cpuid {
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+    }
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    fn dynamic_cpuid(&self) -> Dynamic {
+        Dynamic {
+            apic: match &self.lapic {
+                Some(lapic) => lapic.mode() != Mode::Disabled,
+                None => self.msrs.apic_enabled(),
+            },
+            os_xsave: self.cpuid.os_xsave,
+            xcr0: self.fpu.xcr0(),
+        }
+    }
+
+    /// What CPUID answers. Also inside the window.
+    #[inline]
+    pub(crate) fn cpuid_lookup(&self, leaf: u32, subleaf: u32) -> Cpuid {
+        self.cpuid.answer(leaf, subleaf, self.dynamic_cpuid())
+    }
+
+    /// An entry with what follows the vCPU's state put in.
+    pub(super) fn current_entry(&self, entry: &kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
+        let answer = self.cpuid.adjust(entry, self.dynamic_cpuid());
+        kvm_cpuid_entry2 {
+            eax: answer.eax,
+            ebx: answer.ebx,
+            ecx: answer.ecx,
+            edx: answer.edx,
+            ..*entry
+        }
+    }
+}

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! CPUID: what guests can be offered, and what a vCPU answers.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `features` | the allow-lists: which feature bits xvm virtualises |
+//! | `supported` | the leaves of `KVM_GET_SUPPORTED_CPUID` |
+//! | `guest` | a vCPU's CPUID as the VMM set it, and looking leaves up in it |
+//! | `model` | what follows from it: which bits of CR4, EFER, XCR0… the vCPU has |
+//! | `ioctl` | the three ioctls |
+//!
+//! Hypervisor leaf 0x4000_0000 has a name of xvm's own, and 0x4000_0001 no features: guests that look for KVM's name
+//! find none, and use no paravirtual clock, interrupts or spinlocks. A VMM may set KVM's name instead, with the same
+//! empty leaf of features.
+
+mod features;
+mod guest;
+mod ioctl;
+mod model;
+mod supported;
+
+pub(crate) use guest::GuestCpuid;
+pub(super) use ioctl::get_supported;
+pub(crate) use model::Model;
+
+use crate::uapi;
+
+/// The most entries that a vCPU's CPUID may have, as in KVM.
+const ENTRIES_MAX: u32 = 256;
+
+/// The leaf's answer depends on ECX, which is in `index`.
+const INDEXED: u32 = uapi::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+
+/// First leaf for hypervisors.
+const HYPERVISOR: u32 = 0x4000_0000;
+/// First extended leaf.
+const EXTENDED: u32 = 0x8000_0000;
