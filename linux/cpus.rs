@@ -76,6 +76,13 @@ pub(crate) fn possible() -> u32 {
     kernel::cpu::nr_cpu_ids()
 }
 
+/// Number of CPUs that are online now.
+pub(crate) fn online_count() -> u32 {
+    // SAFETY: The counter is always there; it is read once, and may change under us as any such number may.
+    let count = unsafe { core::ptr::read_volatile(&raw const bindings::__num_online_cpus.counter) };
+    u32::try_from(count).unwrap_or(1)
+}
+
 /// Interrupts `cpu`, so that a guest there exits; a host interrupt without further effect. From any context.
 pub(crate) fn kick(cpu: u32) {
     // SAFETY: The caller's number was an online CPU's; sending to one that went offline has no effect.

@@ -7,6 +7,7 @@
 
 use super::ffi;
 use core::arch::asm;
+use kernel::bindings;
 use kernel::prelude::*;
 
 /// Result of CPUID.
@@ -352,6 +353,15 @@ pub(crate) fn sidt() -> PseudoDescriptor {
     // SAFETY: Stores the 10 bytes of `table`.
     unsafe { asm!("sidt [{}]", in(reg) &mut table, options(nostack, preserves_flags)) };
     table
+}
+
+/// Makes indirect branches after this not be predicted by what ran before (IBPB), if the CPU can. It costs time and has no other effect.
+pub(crate) fn indirect_branch_barrier() {
+    const PRED_CMD: u32 = 0x49;
+    if host_has(bindings::X86_FEATURE_IBPB) {
+        // SAFETY: The MSR comes with the feature, and takes this value at any time.
+        unsafe { wrmsr(PRED_CMD, 1) };
+    }
 }
 
 /// Whether the host's page tables mark memory as encrypted (SME, SEV).

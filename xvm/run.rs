@@ -303,7 +303,7 @@ impl<V: XvmOps> Vcpu<V> {
                 let mut system = V::system_regs(&self.arch);
                 system.segments[seg::CS].selector = u16::from(page) << 8;
                 system.segments[seg::CS].base = u64::from(page) << 12;
-                V::set_system_regs(&mut self.arch, &system);
+                self.set_system_regs(&system);
                 V::load_cpu_user_regs(&mut self.arch, &UserRegs { rip: 0, ..UserRegs::at_power_up() });
                 self.mp_state = MpState::Runnable;
             }
@@ -321,7 +321,7 @@ impl<V: XvmOps> Vcpu<V> {
             debug: DebugRegs::at_power_up(),
             ..SystemRegs::at_power_up()
         };
-        V::set_system_regs(&mut self.arch, &system);
+        self.set_system_regs(&system);
         V::load_cpu_user_regs(&mut self.arch, &UserRegs::at_power_up());
         V::set_interruptibility(&mut self.arch, Interruptibility::default());
         self.events = super::events::Events::default();

@@ -6,7 +6,9 @@
 //! file's mutex. [`Shared`] is what other threads reach: the mailbox of its local APIC, and the means to wake or kick it.
 
 use super::replay::Replay;
+use super::cpuid::GuestCpuid;
 use super::events::Events;
+use super::extension;
 use super::kick::Presence;
 use super::memory::Slots;
 use super::msr::Msrs;
@@ -25,7 +27,6 @@ use crate::linux::timer::TimerTarget;
 use crate::linux::wait::WaitPoint;
 use crate::linux::x86;
 use crate::uapi;
-use crate::uapi::kvm_cpuid_entry2;
 use kernel::mm::virt::VmaNew;
 use kernel::new_mutex;
 use kernel::page::PAGE_SIZE;
@@ -118,12 +119,14 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) lapic: Option<KBox<Lapic>>,
     /// Events that wait for the next entry.
     pub(crate) events: Events,
-    /// What CPUID answers, as `KVM_SET_CPUID2` set it.
-    pub(crate) cpuid: KVec<kvm_cpuid_entry2>,
+    /// What CPUID answers, as `KVM_SET_CPUID2` set it, and what follows from it.
+    pub(crate) cpuid: GuestCpuid,
     /// MSRs that neither the vendor nor the local APIC has.
     pub(crate) msrs: Msrs,
     /// Whether it runs.
     pub(crate) mp_state: MpState,
+    /// Page of a start-up IPI that the VMM restores (`KVM_MP_STATE_SIPI_RECEIVED`).
+    pub(crate) sipi_vector: u8,
     /// What the last exit to userspace left to be done.
     pub(crate) pending: Pending,
     /// Accesses of the instruction under emulation that are already done.
@@ -170,9 +173,10 @@ impl<V: XvmOps> Vcpu<V> {
             fpu: GuestFpu::new(vm.machine.fpu)?,
             lapic,
             events: Events::default(),
-            cpuid: KVec::new(),
+            cpuid: GuestCpuid::new(),
             msrs: Msrs::new(),
             mp_state,
+            sipi_vector: 0,
             pending: Pending::None,
             replay: Replay::default(),
             slots,
@@ -187,7 +191,7 @@ impl<V: XvmOps> Vcpu<V> {
             shared,
             pages,
         };
-        vcpu.set_tsc_offset(0u64.wrapping_sub(x86::rdtsc()));
+        vcpu.set_tsc_offset(vcpu.vm.tsc.offset());
         Ok(vcpu)
     }
 
@@ -304,8 +308,7 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
             uapi::KVM_NMI => vcpu.queue_nmi(),
             uapi::KVM_TRANSLATE => vcpu.translate(arg),
             uapi::KVM_SET_SIGNAL_MASK => vcpu.set_signal_mask(arg),
-            uapi::KVM_TPR_ACCESS_REPORTING => vcpu.set_tpr_access_reporting(arg),
-            _ => Err(ENOTTY),
+            _ => Err(extension::refusal(uapi::Fd::Vcpu, cmd)),
         }
     }
 

@@ -11,6 +11,7 @@ use super::memory::Region;
 use super::platform::lapic::Shorthand;
 use super::platform::Message;
 use super::targets::Targets;
+use super::tsc::Tsc;
 use super::vcpu::Shared;
 use super::vcpu::VcpuFile;
 use super::XvmOps;
@@ -38,6 +39,8 @@ use kernel::sync::SetOnce;
 pub(crate) struct Vm<V: XvmOps> {
     /// The physical machine.
     pub(crate) machine: Arc<Machine<V>>,
+    /// The time-stamp counter that its vCPUs have in common.
+    pub(crate) tsc: Tsc,
     /// Guest-physical memory.
     pub(crate) memory: Arc<Memory<V::Pages>>,
     /// Taken down before the memory.
@@ -66,6 +69,7 @@ impl<V: XvmOps> Vm<V> {
         let vm = Arc::pin_init(
             pin_init!(Self {
                 machine,
+                tsc: Tsc::new(),
                 memory,
                 _notifier: notifier,
                 mm,
@@ -179,7 +183,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             uapi::KVM_SET_GSI_ROUTING => this.set_gsi_routing(arg),
             uapi::KVM_SIGNAL_MSI => this.signal_msi(arg),
             uapi::KVM_GET_TSC_KHZ => Ok(x86::tsc_khz() as isize),
-            _ => Err(ENOTTY),
+            _ => Err(extension::refusal(uapi::Fd::Vm, cmd)),
         }
     }
 

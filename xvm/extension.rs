@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What of the ABI there is: `KVM_CHECK_EXTENSION` (api.rst, 4.4), and the errno of ioctls that there aren't. Both are answered from `uapi/abi.h`.
+
+use crate::linux::cpus;
+use crate::uapi;
+use crate::uapi::abi;
+use crate::uapi::Fd;
+use kernel::prelude::*;
+
+/// The most vCPUs a VM may have.
+pub(crate) const MAX_VCPUS: u32 = value_of(uapi::KVM_CAP_MAX_VCPUS);
+
+/// vCPUs have numbers below this: an APIC ID of 255 means all of them in xAPIC mode.
+pub(crate) const MAX_VCPU_ID: u32 = value_of(uapi::KVM_CAP_MAX_VCPU_ID);
+
+/// The value of a capability that the table has as a number.
+const fn value_of(capability: u32) -> u32 {
+    let mut i = 0;
+    while i < abi::CAPABILITIES.len() {
+        if let (number, Some(value)) = abi::CAPABILITIES[i] {
+            if number == capability {
+                return value as u32;
+            }
+        }
+        i += 1;
+    }
+    panic!("no such number in uapi/abi.h")
+}
+
+/// `KVM_CHECK_EXTENSION`, on the device and on VMs. Capabilities that aren't there, or that nobody knows, are 0.
+///
+/// # Errors
+///
+/// None; the type is that of ioctls.
+pub(crate) fn check(capability: usize) -> Result<isize> {
+    let found = abi::CAPABILITIES
+        .iter()
+        .find(|(number, _)| *number as usize == capability);
+    Ok(match found {
+        Some((_, Some(value))) => *value as isize,
+        // The one that depends on the machine is how many vCPUs are advisable: as many as there are CPUs.
+        Some((_, None)) => cpus::online_count().min(MAX_VCPUS) as isize,
+        None => 0,
+    })
+}
+
+/// The errno of an ioctl that `fd` doesn't do.
+pub(crate) fn refusal(fd: Fd, cmd: u32) -> Error {
+    abi::REFUSED
+        .iter()
+        .find(|(whose, number, _)| *whose == fd && *number == cmd)
+        .map_or(ENOTTY, |(.., error)| *error)
+}

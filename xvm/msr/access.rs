@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reading and writing an MSR. Also inside the window: nothing here sleeps.
+//!
+//! `host` says that the VMM asks, not the guest: it may restore what a guest can't write, and MSRs of features that the guest's CPUID
+//! doesn't have.
+
+use super::check;
+use super::constant;
+use super::index;
+use super::HWCR_TSC_FREQ_SEL;
+use super::MISC_ENABLE_UNAVAILABLE;
+use crate::linux::timer;
+use crate::linux::x86;
+use crate::xvm::platform::lapic::Effect;
+use crate::xvm::platform::Gp;
+use crate::xvm::vcpu::Vcpu;
+use crate::xvm::XvmOps;
+
+/// IA32_FEATURE_CONTROL: locked, and nothing (VMX, SGX, SENTER) is on.
+pub(super) const FEATURE_CONTROL_LOCKED: u64 = 1;
+
+/// IA32_PLATFORM_INFO: CPUID can be made to fault, which it can't here.
+const CPUID_FAULTING: u64 = 1 << 31;
+
+/// HWCR: McStatusWrEn and TscFreqSel can be set; TlbCacheDis, IgnneDis and SmmBaseLock… that BIOSes set (bits 3, 6, 8) are ignored.
+const HWCR_STORED: u64 = 1 << 18 | HWCR_TSC_FREQ_SEL;
+const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
+
+/// DE_CFG.LFENCE_SERIALIZE.
+pub(super) const LFENCE_SERIALIZE: u64 = 1 << 1;
+
+/// PRED_CMD.IBPB.
+const IBPB: u64 = 1;
+
+/// #GP unless `condition` holds.
+fn require(condition: bool) -> Result<(), Gp> {
+    if condition {
+        Ok(())
+    } else {
+        Err(Gp)
+    }
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    /// Reads MSR `msr`.
+    ///
+    /// # Errors
+    ///
+    /// [`Gp`] when there is no such MSR, or none that can be read.
+    pub(crate) fn read_msr(&mut self, msr: u32, host: bool) -> Result<u64, Gp> {
+        match msr {
+            index::TSC => Ok(self.guest_tsc()),
+            index::TSC_DEADLINE => self
+                .lapic
+                .as_ref()
+                .map(|lapic| lapic.tsc_deadline())
+                .ok_or(Gp),
+            index::X2APIC_FIRST..=index::X2APIC_LAST => self.read_x2apic(msr),
+            index::EFER => Ok(V::system_regs(&self.arch).efer),
+            index::APIC_BASE => Ok(self.apic_base()),
+            index::SPEC_CTRL if !host && self.cpuid.model().spec_ctrl == 0 => Err(Gp),
+            index::TSC_AUX if !host && !self.cpuid.model().tsc_aux => Err(Gp),
+            _ => match V::read_msr(&self.arch, msr) {
+                Some(value) => Ok(value),
+                None => self.read_stored(msr, host),
+            },
+        }
+    }
+
+    fn read_x2apic(&mut self, msr: u32) -> Result<u64, Gp> {
+        let lapic = self.lapic.as_mut().ok_or(Gp)?;
+        self.shared.mailbox.drain_into(lapic);
+        lapic.read_msr(msr, timer::now())
+    }
+
+    /// Reads an MSR that is kept here.
+    fn read_stored(&self, msr: u32, host: bool) -> Result<u64, Gp> {
+        let (msrs, model) = (&self.msrs, self.cpuid.model());
+        match msr {
+            index::MISC_ENABLE => Ok(msrs.misc_enable),
+            index::TSC_ADJUST if host || model.tsc_adjust => Ok(msrs.tsc_adjust),
+            // No banks of machine-check registers.
+            index::MCG_CAP => Ok(0),
+            index::MCG_STATUS => Ok(msrs.mcg_status),
+            index::BIOS_SIGN_ID => Ok(msrs.microcode),
+            index::PLATFORM_INFO => Ok(msrs.platform_info),
+            index::FEATURE_CONTROL => Ok(msrs.feature_control),
+            index::ARCH_CAPABILITIES if host || model.arch_capabilities => {
+                Ok(msrs.arch_capabilities)
+            }
+            index::HWCR => Ok(msrs.hwcr),
+            index::DE_CFG => Ok(msrs.de_cfg),
+            _ => msrs
+                .mtrrs
+                .read(msr)
+                .or_else(|| constant::read(msr))
+                .ok_or(Gp),
+        }
+    }
+
+    /// Writes MSR `msr`. What is returned is to be done ([`Vcpu::apply`]).
+    ///
+    /// # Errors
+    ///
+    /// [`Gp`] when there is no such MSR, none that can be written, or the value has a reserved bit.
+    pub(crate) fn write_msr(&mut self, msr: u32, value: u64, host: bool) -> Result<Effect, Gp> {
+        match msr {
+            index::TSC_DEADLINE => {
+                let lapic = self.lapic.as_mut().ok_or(Gp)?;
+                return Ok(lapic.set_tsc_deadline(value));
+            }
+            index::X2APIC_FIRST..=index::X2APIC_LAST => return self.write_x2apic(msr, value),
+            index::TSC | index::TSC_ADJUST => return self.write_time(msr, value, host),
+            index::APIC_BASE => return self.write_apic_base(value, host),
+            index::EFER => self.set_efer(value, host)?,
+            index::PRED_CMD => self.write_pred_cmd(value, host)?,
+            _ => {
+                let value = check::value(&self.cpuid, msr, value, host)?;
+                if !V::write_msr(&mut self.arch, msr, value) {
+                    self.write_stored(msr, value, host)?;
+                }
+            }
+        }
+        Ok(Effect::None)
+    }
+
+    fn write_x2apic(&mut self, msr: u32, value: u64) -> Result<Effect, Gp> {
+        let (now, tsc) = (timer::now(), self.guest_tsc());
+        let lapic = self.lapic.as_mut().ok_or(Gp)?;
+        self.shared.mailbox.drain_into(lapic);
+        lapic.write_msr(msr, value, now, tsc)
+    }
+
+    /// TSC and TSC_ADJUST: the guest changes both with either (SDM vol 3, 18.17.3); the VMM restores each for itself.
+    fn write_time(&mut self, msr: u32, value: u64, host: bool) -> Result<Effect, Gp> {
+        match (msr, host) {
+            (index::TSC, true) => {
+                let offset = self.vm.tsc.restore(value);
+                self.set_tsc_offset(offset);
+            }
+            (index::TSC, false) => {
+                let change = value.wrapping_sub(self.guest_tsc());
+                self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(change);
+                self.set_tsc_offset(self.tsc_offset.wrapping_add(change));
+            }
+            (_, true) => self.msrs.tsc_adjust = value,
+            (_, false) => {
+                require(self.cpuid.model().tsc_adjust)?;
+                let change = value.wrapping_sub(self.msrs.tsc_adjust);
+                self.msrs.tsc_adjust = value;
+                self.set_tsc_offset(self.tsc_offset.wrapping_add(change));
+            }
+        }
+        Ok(Effect::TimerChanged)
+    }
+
+    fn write_pred_cmd(&self, value: u64, host: bool) -> Result<(), Gp> {
+        require(value & !IBPB == 0 && (host || self.cpuid.model().ibpb))?;
+        if !host && value & IBPB != 0 {
+            x86::indirect_branch_barrier();
+        }
+        Ok(())
+    }
+
+    /// Writes an MSR that is kept here.
+    fn write_stored(&mut self, msr: u32, value: u64, host: bool) -> Result<(), Gp> {
+        let msrs = &mut self.msrs;
+        match msr {
+            index::MISC_ENABLE => msrs.misc_enable = value | MISC_ENABLE_UNAVAILABLE,
+            // Read-only, with no banks; a VMM that saved it restores it.
+            index::MCG_CAP => require(host && value == 0)?,
+            index::MCG_STATUS => msrs.mcg_status = value & 0xf,
+            // Before it reads the number a guest writes zero.
+            index::BIOS_SIGN_ID if !host => {}
+            index::BIOS_SIGN_ID => msrs.microcode = value,
+            index::PLATFORM_INFO => {
+                require(host && value & CPUID_FAULTING == 0)?;
+                msrs.platform_info = value;
+            }
+            index::FEATURE_CONTROL => {
+                require(host && value & !FEATURE_CONTROL_LOCKED == 0)?;
+                msrs.feature_control = value;
+            }
+            index::ARCH_CAPABILITIES => {
+                require(host && value & !super::list::arch_capabilities() == 0)?;
+                msrs.arch_capabilities = value;
+            }
+            index::HWCR => {
+                require(value & !(HWCR_STORED | HWCR_IGNORED) == 0)?;
+                msrs.hwcr = value & HWCR_STORED;
+            }
+            index::DE_CFG => {
+                require(value & !super::list::de_cfg() == 0)?;
+                msrs.de_cfg = value;
+            }
+            _ => {
+                let beyond = self.cpuid.model().beyond_physical();
+                return match msrs.mtrrs.write(msr, value, beyond) {
+                    Some(result) => result,
+                    None => constant::write(msr, value, host),
+                };
+            }
+        }
+        Ok(())
+    }
+}

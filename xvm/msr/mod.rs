@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The guest's MSRs (SDM vol 4; APM vol 2, appendix A). All exit that the vendor's bitmap doesn't let through; one that isn't here raises #GP.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `index` | their numbers |
+//! | `access` | reading and writing one, by the guest or the VMM |
+//! | `check` | which values those that the vendor keeps accept |
+//! | `apic_base` | IA32_APIC_BASE |
+//! | `mtrr` | memory type range registers |
+//! | `constant` | those that guests look at, and that never change here |
+//! | `list` | the lists that tell a VMM which ones to save, and the values of feature MSRs |
+//! | `ioctl` | `KVM_GET_MSRS`, `KVM_SET_MSRS` |
+//!
+//! KVM's paravirtual MSRs are not offered.
+
+mod access;
+mod apic_base;
+mod check;
+mod constant;
+mod index;
+mod ioctl;
+mod list;
+mod mtrr;
+
+pub(super) use list::feature_index_list;
+pub(super) use list::get_feature_msrs;
+pub(super) use list::index_list;
+
+use mtrr::Mtrrs;
+
+/// Performance monitoring (BTS, PEBS) is not available.
+const MISC_ENABLE_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
+
+/// HWCR.TscFreqSel: the TSC counts at a constant rate, which Linux looks for.
+const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
+
+/// State of the MSRs that neither the vendor nor the local APIC has.
+pub(crate) struct Msrs {
+    /// IA32_APIC_BASE of a vCPU whose local APIC is in userspace.
+    apic_base: u64,
+    misc_enable: u64,
+    tsc_adjust: u64,
+    mcg_status: u64,
+    /// IA32_BIOS_SIGN_ID, on AMD PATCH_LEVEL.
+    microcode: u64,
+    platform_info: u64,
+    feature_control: u64,
+    arch_capabilities: u64,
+    hwcr: u64,
+    de_cfg: u64,
+    mtrrs: Mtrrs,
+}
+
+impl Msrs {
+    /// The values after power-up.
+    pub(crate) fn new() -> Self {
+        Self {
+            apic_base: apic_base::RESET,
+            misc_enable: MISC_ENABLE_UNAVAILABLE,
+            tsc_adjust: 0,
+            mcg_status: 0,
+            microcode: list::microcode(),
+            platform_info: 0,
+            feature_control: access::FEATURE_CONTROL_LOCKED,
+            arch_capabilities: list::arch_capabilities(),
+            hwcr: HWCR_TSC_FREQ_SEL,
+            de_cfg: 0,
+            mtrrs: Mtrrs::new(),
+        }
+    }
+}
