@@ -13,7 +13,18 @@
 #[allow(unsafe_op_in_unsafe_fn)]
 mod bindings;
 
+pub(crate) mod abi;
+
 pub(crate) use bindings::*;
+
+/// What an ioctl is asked of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fd {
+    /// A VM.
+    Vm,
+    /// A vCPU.
+    Vcpu,
+}
 
 use crate::linux::user::Plain;
 
