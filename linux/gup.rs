@@ -54,7 +54,7 @@ impl UserPage {
         // SAFETY: As in `fault_in`.
         let got = unsafe { bindings::get_user_pages_fast_only(address & !(PAGE_SIZE - 1), 1, flags, &mut page) };
         // INVARIANT: The call took a reference if it returned 1.
-        (got == 1).then_some(Self {
+        (got == 1).then(|| Self {
             page,
             writable: write,
         })
