@@ -69,10 +69,12 @@ impl Found {
 pub(crate) struct Cpu {
     number: u32,
     features: Features,
-    /// Where VMRUN puts the host's state.
-    host_save: Page4k,
-    /// Where VMSAVE puts the rest of it; a VMCB that is never run.
-    host_vmcb: Page4k,
+    /// Where VMRUN puts the host's state, and its physical address.
+    _host_save: Page4k,
+    host_save: u64,
+    /// Where VMSAVE puts the rest of it, a VMCB that is never run, and its physical address.
+    _host_vmcb: Page4k,
+    host_vmcb: u64,
     maps: PermissionMaps,
     nothing: Nothing,
     asids: Cell<Pool>,
@@ -92,11 +94,14 @@ impl Cpu {
     pub(super) fn new(number: u32) -> Result<Self> {
         let features = probe::features()?;
         let maps = PermissionMaps::new()?;
+        let (host_save, host_vmcb) = (Page4k::new()?, Page4k::new()?);
         Ok(Self {
             number,
             features,
-            host_save: Page4k::new()?,
-            host_vmcb: Page4k::new()?,
+            host_save: host_save.phys(),
+            _host_save: host_save,
+            host_vmcb: host_vmcb.phys(),
+            _host_vmcb: host_vmcb,
             nothing: Nothing::new(&features, &maps)?,
             maps,
             asids: Cell::new(Pool::new(number, features.asids)),
@@ -116,14 +121,14 @@ impl Cpu {
 
     /// Physical address of where VMSAVE puts the host's state.
     pub(super) fn host_vmcb(&self) -> u64 {
-        self.host_vmcb.phys()
+        self.host_vmcb
     }
 
     /// Turns SVM on, or finds it on.
     pub(super) fn enable(&self, _irqs: &IrqsOff) -> Found {
         // SAFETY: `probe` saw SVM here, so both MSRs exist.
         let (efer, host_save) = unsafe { (x86::rdmsr(MSR_EFER), x86::rdmsr(MSR_VM_HSAVE_PA)) };
-        let ours = self.host_save.phys();
+        let ours = self.host_save;
         if efer & EFER_SVME != 0 {
             if host_save == 0 {
                 // KVM is about to write its own.
@@ -212,9 +217,6 @@ struct Nothing {
     /// The root of its nested page tables, empty.
     _root: Page4k,
 }
-
-// SAFETY: `Context` is plain data.
-unsafe impl Send for Nothing {}
 
 impl Nothing {
     fn new(features: &Features, maps: &PermissionMaps) -> Result<Self> {

@@ -44,6 +44,8 @@ const PRESENT: u16 = 1 << 7;
 const DPL_SHIFT: u32 = 5;
 /// The DPL.
 const DPL: u16 = 0b11 << DPL_SHIFT;
+/// G.
+const GRANULARITY: u16 = 1 << 11;
 /// All that the VMCB has of them.
 const ATTRIBUTES: u16 = 0xfff;
 
@@ -81,9 +83,13 @@ fn segments_mut(save: &mut Save) -> [&mut vmcb::Segment; 8] {
 }
 
 impl vmcb::Segment {
-    /// In the form that knows no vendor: a segment that is not present here is unusable.
+    /// In the form that knows no vendor: a segment that is not present here is unusable. CPUs don't keep all of G, which follows from
+    /// the limit.
     fn to_neutral(self) -> Segment {
-        let attributes = self.attributes & ATTRIBUTES;
+        let attributes = match self.limit {
+            0..=0xf_ffff => self.attributes & ATTRIBUTES & !GRANULARITY,
+            _ => self.attributes & ATTRIBUTES | GRANULARITY,
+        };
         Segment {
             base: self.base,
             limit: self.limit,
