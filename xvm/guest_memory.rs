@@ -110,8 +110,8 @@ impl<V: XvmOps> Vcpu<V> {
             efer: system.efer,
             // Read again from memory, as SVM does: what VMX cached differs only if the guest changed them without loading CR3.
             pdptes: None,
-            maxphyaddr: self.vm.machine.maxphyaddr(),
-            gigabyte_pages: true,
+            maxphyaddr: self.cpuid.model().maxphyaddr,
+            gigabyte_pages: self.cpuid.model().gigabyte_pages,
         }
     }
 

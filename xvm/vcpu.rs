@@ -174,7 +174,7 @@ impl<V: XvmOps> Vcpu<V> {
             lapic,
             events: Events::default(),
             cpuid: GuestCpuid::new(),
-            msrs: Msrs::new(),
+            msrs: Msrs::new(bootstrap),
             mp_state,
             sipi_vector: 0,
             pending: Pending::None,

@@ -6,6 +6,7 @@
 use crate::linux::fpu::FpuCapabilities;
 use crate::linux::x86;
 use crate::xvm::ops::Features;
+use kernel::bindings;
 
 /// A word with these bits set.
 const fn bits(list: &[u32]) -> u32 {
@@ -95,6 +96,12 @@ const LEAF_E8_EBX: u32 = bits(&[0, 2, 9, 12, 14, 15, 17, 18, 24, 26, 29]);
 ///
 /// Not automatic IBRS, prefetch control and other MSRs of the host.
 const LEAF_E21_EAX: u32 = bits(&[0, 2, 6, 9, 10, 11, 29, 30]);
+
+/// Leaf 8000_0021 EAX, of the hypervisor's making on AMD: there is no SMM_CTL MSR, as there is no system management mode.
+const LEAF_E21_EAX_EMULATED: u32 = bits(&[9]);
+
+/// LFENCE serialises, in leaf 8000_0021 EAX.
+const LFENCE_SERIALIZES: u32 = bits(&[2]);
 
 /// XCR0 bit of AVX.
 const XCR0_AVX: u64 = 1 << 2;
@@ -217,7 +224,7 @@ impl Words {
             leaf_e1_edx: e1.edx & LEAF_E1_EDX,
             leaf_e7_edx: leaf(0x8000_0007, 0).edx & LEAF_E7_EDX,
             leaf_e8_ebx: e8.ebx & LEAF_E8_EBX,
-            leaf_e21_eax: leaf(0x8000_0021, 0).eax & LEAF_E21_EAX,
+            leaf_e21_eax: leaf(0x8000_0021, 0).eax & LEAF_E21_EAX | emulated_e21_eax(),
         }
     }
 
@@ -236,6 +243,16 @@ impl Words {
         self.leaf_7_edx &= !AVX512_7_EDX;
         self.leaf_7_1_eax &= !AVX512_7_1_EAX;
     }
+}
+
+/// What is so on this machine, whether or not its CPU has leaf 8000_0021 to tell it.
+fn emulated_e21_eax() -> u32 {
+    let host = x86::cpuid(0, 0);
+    if [host.ebx, host.edx, host.ecx] != super::AMD {
+        return 0;
+    }
+    let serializes = x86::host_has(bindings::X86_FEATURE_LFENCE_RDTSC);
+    LEAF_E21_EAX_EMULATED | if serializes { LFENCE_SERIALIZES } else { 0 }
 }
 
 /// Whether the vendor's extension can give this to guests: SVM has no controls for these instructions, and so no names for them.

@@ -4,7 +4,9 @@
 
 use super::features::Words;
 use super::model::Model;
+use super::AMD;
 use super::EXTENDED;
+use super::HYGON;
 use super::HYPERVISOR;
 use super::INDEXED;
 use crate::linux::x86::Cpuid;
@@ -18,10 +20,6 @@ use kernel::prelude::*;
 const KEPT: usize = 0x22;
 /// No entry.
 const NONE: u16 = u16::MAX;
-
-/// EBX, EDX, ECX of leaf 0 of AMD's and Hygon's CPUs.
-const AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
-const HYGON: [u32; 3] = [0x6f67_7948, 0x6e65_476e, 0x656e_6975];
 
 /// Bytes of an XSAVE area's legacy region and header.
 const XSAVE_MIN: u32 = 576;

@@ -32,6 +32,11 @@ const ENTRIES_MAX: u32 = 256;
 /// The leaf's answer depends on ECX, which is in `index`.
 const INDEXED: u32 = uapi::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 
+/// EBX, EDX, ECX of leaf 0: vendors' names.
+const AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
+const HYGON: [u32; 3] = [0x6f67_7948, 0x6e65_476e, 0x656e_6975];
+const INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
+
 /// First leaf for hypervisors.
 const HYPERVISOR: u32 = 0x4000_0000;
 /// First extended leaf.

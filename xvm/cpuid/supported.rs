@@ -7,15 +7,13 @@ use super::features::Words;
 use super::EXTENDED;
 use super::HYPERVISOR;
 use super::INDEXED;
+use super::INTEL;
 use crate::linux::x86;
 use crate::linux::x86::Cpuid;
 use crate::uapi::kvm_cpuid_entry2;
 use crate::xvm::machine::Machine;
 use crate::xvm::XvmOps;
 use kernel::prelude::*;
-
-/// EBX, EDX, ECX of leaf 0 of an Intel CPU.
-const INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
 
 /// "XVMXVMXVM" in EBX, ECX, EDX.
 const SIGNATURE: [u32; 3] = [0x584d_5658, 0x4d56_584d, 0x0000_004d];
@@ -215,7 +213,11 @@ impl<V: XvmOps> Leaves<'_, V> {
 
     fn extended(&mut self) -> Result {
         let host = x86::cpuid(EXTENDED, 0);
-        let last = host.eax.clamp(0x8000_0008, EXTENDED_MAX);
+        let first = match self.words.leaf_e21_eax {
+            0 => 0x8000_0008,
+            _ => EXTENDED_MAX,
+        };
+        let last = host.eax.clamp(first, EXTENDED_MAX);
         self.push(EXTENDED, None, Cpuid { eax: last, ..host })?;
         let features = Cpuid {
             eax: x86::cpuid(0x8000_0001, 0).eax,
@@ -241,7 +243,7 @@ impl<V: XvmOps> Leaves<'_, V> {
             ..Cpuid::default()
         };
         self.push(0x8000_0008, None, sizes)?;
-        if last >= 0x8000_001a {
+        if host.eax >= 0x8000_001a {
             // TLBs of 1 GiB pages; widths of execution units.
             self.push(0x8000_0019, None, x86::cpuid(0x8000_0019, 0))?;
             self.push(0x8000_001a, None, x86::cpuid(0x8000_001a, 0))?;

@@ -51,11 +51,7 @@ impl<V: XvmOps> Vcpu<V> {
     pub(crate) fn read_msr(&mut self, msr: u32, host: bool) -> Result<u64, Gp> {
         match msr {
             index::TSC => Ok(self.guest_tsc()),
-            index::TSC_DEADLINE => self
-                .lapic
-                .as_ref()
-                .map(|lapic| lapic.tsc_deadline())
-                .ok_or(Gp),
+            index::TSC_DEADLINE => self.read_tsc_deadline(host),
             index::X2APIC_FIRST..=index::X2APIC_LAST => self.read_x2apic(msr),
             index::EFER => Ok(V::system_regs(&self.arch).efer),
             index::APIC_BASE => Ok(self.apic_base()),
@@ -68,10 +64,24 @@ impl<V: XvmOps> Vcpu<V> {
         }
     }
 
+    /// It is the local APIC's. With one in userspace a VMM that saves all MSRs of the list finds it zero.
+    fn read_tsc_deadline(&self, host: bool) -> Result<u64, Gp> {
+        match &self.lapic {
+            Some(lapic) => Ok(lapic.tsc_deadline()),
+            None if host => Ok(0),
+            None => Err(Gp),
+        }
+    }
+
     fn read_x2apic(&mut self, msr: u32) -> Result<u64, Gp> {
         let lapic = self.lapic.as_mut().ok_or(Gp)?;
         self.shared.mailbox.drain_into(lapic);
-        lapic.read_msr(msr, timer::now())
+        let now = if msr == index::X2APIC_CURRENT_COUNT {
+            timer::now()
+        } else {
+            0
+        };
+        lapic.read_msr(msr, now)
     }
 
     /// Reads an MSR that is kept here.
@@ -106,10 +116,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// [`Gp`] when there is no such MSR, none that can be written, or the value has a reserved bit.
     pub(crate) fn write_msr(&mut self, msr: u32, value: u64, host: bool) -> Result<Effect, Gp> {
         match msr {
-            index::TSC_DEADLINE => {
-                let lapic = self.lapic.as_mut().ok_or(Gp)?;
-                return Ok(lapic.set_tsc_deadline(value));
-            }
+            index::TSC_DEADLINE => return self.write_tsc_deadline(value, host),
             index::X2APIC_FIRST..=index::X2APIC_LAST => return self.write_x2apic(msr, value),
             index::TSC | index::TSC_ADJUST => return self.write_time(msr, value, host),
             index::APIC_BASE => return self.write_apic_base(value, host),
@@ -125,8 +132,22 @@ impl<V: XvmOps> Vcpu<V> {
         Ok(Effect::None)
     }
 
+    fn write_tsc_deadline(&mut self, value: u64, host: bool) -> Result<Effect, Gp> {
+        match &mut self.lapic {
+            Some(lapic) => Ok(lapic.set_tsc_deadline(value)),
+            None if host && value == 0 => Ok(Effect::None),
+            None => Err(Gp),
+        }
+    }
+
     fn write_x2apic(&mut self, msr: u32, value: u64) -> Result<Effect, Gp> {
-        let (now, tsc) = (timer::now(), self.guest_tsc());
+        // Time costs more than all the rest, and only the timer's registers ask for it.
+        let (now, tsc) = match msr {
+            index::X2APIC_LVT_TIMER | index::X2APIC_INITIAL_COUNT | index::X2APIC_DIVIDE => {
+                (timer::now(), self.guest_tsc())
+            }
+            _ => (0, 0),
+        };
         let lapic = self.lapic.as_mut().ok_or(Gp)?;
         self.shared.mailbox.drain_into(lapic);
         lapic.write_msr(msr, value, now, tsc)

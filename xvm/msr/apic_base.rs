@@ -8,13 +8,16 @@ use crate::xvm::vcpu::Vcpu;
 use crate::xvm::XvmOps;
 use kernel::prelude::*;
 
-/// Enabled at the default address.
-pub(super) const RESET: u64 = 0xfee0_0000 | ENABLED;
-
 const ENABLED: u64 = 1 << 11;
+const BOOTSTRAP: u64 = 1 << 8;
 const X2APIC: u64 = 1 << 10;
 /// Bits 7:0 and 9.
 const RESERVED: u64 = 0x2ff;
+
+/// Enabled at the default address.
+pub(super) fn after_reset(bootstrap: bool) -> u64 {
+    0xfee0_0000 | ENABLED | if bootstrap { BOOTSTRAP } else { 0 }
+}
 
 impl super::Msrs {
     /// Whether a local APIC in userspace is on.

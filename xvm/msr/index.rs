@@ -41,6 +41,11 @@ pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 /// The first and last of the local APIC's in x2APIC mode.
 pub(super) const X2APIC_FIRST: u32 = 0x800;
 pub(super) const X2APIC_LAST: u32 = 0x8ff;
+/// Those of the local APIC's timer.
+pub(super) const X2APIC_LVT_TIMER: u32 = 0x832;
+pub(super) const X2APIC_INITIAL_COUNT: u32 = 0x838;
+pub(super) const X2APIC_CURRENT_COUNT: u32 = 0x839;
+pub(super) const X2APIC_DIVIDE: u32 = 0x83e;
 pub(super) const EFER: u32 = 0xc000_0080;
 pub(super) const STAR: u32 = 0xc000_0081;
 pub(super) const LSTAR: u32 = 0xc000_0082;

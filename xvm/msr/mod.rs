@@ -54,10 +54,10 @@ pub(crate) struct Msrs {
 }
 
 impl Msrs {
-    /// The values after power-up.
-    pub(crate) fn new() -> Self {
+    /// The values after power-up; `bootstrap`: of the bootstrap processor.
+    pub(crate) fn new(bootstrap: bool) -> Self {
         Self {
-            apic_base: apic_base::RESET,
+            apic_base: apic_base::after_reset(bootstrap),
             misc_enable: MISC_ENABLE_UNAVAILABLE,
             tsc_adjust: 0,
             mcg_status: 0,
