@@ -500,6 +500,65 @@ fn restarting_after_each_access_changes_nothing() {
     assert!(completed > samples / 50 && faulted > samples / 50);
 }
 
+/// The linear address that iced computes for the operand of an instruction at RIP.
+fn address_by_iced(m: &TestMachine, bytes: &[u8], operand: u32) -> u64 {
+    use iced_x86::Register;
+    let bitness = match m.code_size {
+        Bits16 => 16,
+        Bits32 => 32,
+        Bits64 => 64,
+    };
+    let rip = m.registers.rip;
+    let mut decoder = iced_x86::Decoder::with_ip(bitness, bytes, rip, 0);
+    let address = decoder
+        .decode()
+        .virtual_address(operand, 0, |register, _, _| {
+            let number = register.full_register().number();
+            let base = m.segments[number % 6].base;
+            Some(match register {
+                Register::FS | Register::GS => base,
+                _ if register.is_segment_register() && m.code_size == Bits64 => 0,
+                _ if register.is_segment_register() => base,
+                _ => m.registers.gpr[number] & (u64::MAX >> (64 - 8 * register.size())),
+            })
+        });
+    let address = address.expect("a memory operand");
+    match m.code_size {
+        Bits64 => address,
+        _ => address & 0xffff_ffff,
+    }
+}
+
+#[test]
+fn linear_addresses_are_those_of_iced() {
+    let samples = samples("XVM_EXECUTE_SAMPLES", 300_000);
+    let mut random = Random(2);
+    let mut compared = 0;
+    for _ in 0..samples {
+        let mut bytes: Vec<u8> = (0..20).map(|_| random.next() as u8).collect();
+        bytes[0] = random.pick(&[0x67, 0x64, 0x66, 0x41, 0x42, bytes[0]]);
+        bytes[1] = random.pick(&[0x89, 0x8b, 0x01, 0x00, 0xa1, 0xa4, 0xab, bytes[1]]);
+        let mut m = machine(random.pick(&[Bits16, Bits32, Bits64]));
+        m.registers.gpr = core::array::from_fn(|_| random.next());
+        m.registers.rip = random.next() >> random.pick(&[0, 32, 48]);
+        for segment in &mut m.segments {
+            segment.base = random.next() >> random.pick(&[0, 32, 48]);
+        }
+        let Ok(insn) = decode(&bytes, m.code_size) else {
+            continue;
+        };
+        for (i, operand) in insn.operands.iter().enumerate() {
+            if let (Operand::Memory(memory), false) = (operand, insn.lock) {
+                let expected = address_by_iced(&m, &bytes, i as u32);
+                let found = linear_address(&m, &insn, memory);
+                assert_eq!(found, expected, "{bytes:02x?} {insn:x?} {m:x?}");
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > samples / 10, "{compared}");
+}
+
 fn any_segment() -> impl Strategy<Value = Segment> {
     let limit = prop_oneof![Just(0xffff), Just(u32::MAX), any::<u32>()];
     let base = prop_oneof![Just(0), any::<u64>()];
