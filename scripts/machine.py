@@ -22,21 +22,13 @@ import termios
 import time
 import tty
 
+import kernel_log
 from initramfs import Archive
 
 # Exit statuses of the runner itself, apart from the command's own.
 LOG_BAD = 120  # the command succeeded, but the kernel complained
 DIED = 121  # the machine ended without a report
 TIMED_OUT = 124  # as timeout(1)
-
-# What no run may leave in the kernel's log.
-BAD = re.compile(
-    r"WARNING: |\bBUG\b|\bOops\b|Call Trace|Kernel panic|general protection fault|rcu.*(stall|self-detected)"
-    r"|soft lockup|hard LOCKUP|blocked for more than|unable to handle|UBSAN|KASAN|KCSAN|refcount_t:|corruption"
-    r"|page allocation failure|unregister_netdevice|Objects remaining|^.*xvm-machine: failed"
-)
-# After these nothing more comes.
-DEAD = re.compile(r"Kernel panic|Attempted to kill init|---\[ end Kernel panic")
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CACHE = os.environ["XVM_CACHE"]
@@ -283,10 +275,7 @@ class Log:
         found = re.findall(r"xvm-machine: status (\d+)", self.text)
         return int(found[-1]) if found else None
 
-    def bad_lines(self):
-        return [line for line in self.text.splitlines() if BAD.search(line)]
-
-    def tail(self, count=15):
+    def tail(self, count=40):
         return "\n".join(self.text.splitlines()[-count:])
 
 
@@ -337,7 +326,7 @@ def watch(process, log, others, timeout):
         if ended:
             return None
         now = time.monotonic()
-        if dead_since is None and DEAD.search(log.text):
+        if dead_since is None and kernel_log.DEAD.search(log.text):
             dead_since = now
         if dead_since is not None and now > dead_since + 3:
             return "the kernel panicked"
@@ -408,16 +397,16 @@ def run(options, kernel):
 def verdict(log, reason, errors, log_path):
     """The runner's exit status, with what went wrong on standard error."""
     status = log.status()
-    bad = log.bad_lines()
+    bad = kernel_log.bad_lines(log.text)
     if status is None:
         lines = [line for line in errors.splitlines() if "TCG doesn't support requested feature" not in line]
         print(f"xvm: the machine ended without a report: {reason or 'reset or emulator failure'}", file=sys.stderr)
-        print("\n".join(lines[-5:] + [log.tail()]), file=sys.stderr)
+        print(kernel_log.demangled("\n".join(lines[-5:] + [log.tail()])), file=sys.stderr)
         print(f"xvm: whole log: {os.path.relpath(log_path)}", file=sys.stderr)
         return TIMED_OUT if reason and reason.startswith("no end") else DIED
     if bad:
         print("xvm: the kernel complained:", file=sys.stderr)
-        print("\n".join(bad[:20]), file=sys.stderr)
+        print(kernel_log.demangled("\n".join(bad[:20])), file=sys.stderr)
         print(f"xvm: whole log: {os.path.relpath(log_path)}", file=sys.stderr)
         return status or LOG_BAD
     return status
