@@ -63,7 +63,8 @@ impl<V: XvmOps> Vcpu<V> {
         let _mask = self.signal_mask.map(SignalMask::set);
         let result = self.run_guest();
         self.fill_run_page();
-        if result == Err(EINTR) {
+        // `immediate_exit` leaves the reason of the exit that was completed: VMMs look at it after that.
+        if result == Err(EINTR) && task::signal_pending() {
             self.set_exit(uapi::KVM_EXIT_INTR);
         }
         result
@@ -72,7 +73,7 @@ impl<V: XvmOps> Vcpu<V> {
     fn run_guest(&mut self) -> Result {
         if self.lapic.is_none() {
             let cr8: u64 = self.pages.get(offset_of!(kvm_run, cr8)).unwrap_or(0);
-            V::set_tpr(&mut self.arch, (cr8 & 0xf) as u8);
+            self.set_cr8((cr8 & 0xf) as u8);
         }
         if self.complete()? == Next::Userspace {
             return Ok(());
