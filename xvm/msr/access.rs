@@ -8,7 +8,6 @@
 use super::check;
 use super::constant;
 use super::index;
-use super::HWCR_TSC_FREQ_SEL;
 use super::MISC_ENABLE_UNAVAILABLE;
 use crate::linux::timer;
 use crate::linux::x86;
@@ -24,7 +23,7 @@ pub(super) const FEATURE_CONTROL_LOCKED: u64 = 1;
 const CPUID_FAULTING: u64 = 1 << 31;
 
 /// HWCR: McStatusWrEn and TscFreqSel can be set; TlbCacheDis, IgnneDis and SmmBaseLock… that BIOSes set (bits 3, 6, 8) are ignored.
-const HWCR_STORED: u64 = 1 << 18 | HWCR_TSC_FREQ_SEL;
+const HWCR_STORED: u64 = 1 << 18 | 1 << 24;
 const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
 
 /// DE_CFG.LFENCE_SERIALIZE.
@@ -188,7 +187,11 @@ impl<V: XvmOps> Vcpu<V> {
     fn write_stored(&mut self, msr: u32, value: u64, host: bool) -> Result<(), Gp> {
         let msrs = &mut self.msrs;
         match msr {
-            index::MISC_ENABLE => msrs.misc_enable = value | MISC_ENABLE_UNAVAILABLE,
+            index::MISC_ENABLE => {
+                let changed = value ^ MISC_ENABLE_UNAVAILABLE;
+                require(host || changed & MISC_ENABLE_UNAVAILABLE == 0)?;
+                msrs.misc_enable = value | MISC_ENABLE_UNAVAILABLE;
+            }
             // Read-only, with no banks; a VMM that saved it restores it.
             index::MCG_CAP => require(host && value == 0)?,
             index::MCG_STATUS => msrs.mcg_status = value & 0xf,

@@ -33,9 +33,6 @@ use mtrr::Mtrrs;
 /// Performance monitoring (BTS, PEBS) is not available.
 const MISC_ENABLE_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
 
-/// HWCR.TscFreqSel: the TSC counts at a constant rate, which Linux looks for.
-const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
-
 /// State of the MSRs that neither the vendor nor the local APIC has.
 pub(crate) struct Msrs {
     /// IA32_APIC_BASE of a vCPU whose local APIC is in userspace.
@@ -65,7 +62,7 @@ impl Msrs {
             platform_info: 0,
             feature_control: access::FEATURE_CONTROL_LOCKED,
             arch_capabilities: list::arch_capabilities(),
-            hwcr: HWCR_TSC_FREQ_SEL,
+            hwcr: 0,
             de_cfg: 0,
             mtrrs: Mtrrs::new(),
         }
