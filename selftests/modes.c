@@ -93,7 +93,10 @@ TEST_F(modes, state_is_kept)
 	EXPECT_EQ(before.cs.selector, after.cs.selector);
 	EXPECT_EQ(before.cs.base, after.cs.base);
 	EXPECT_EQ(before.cs.limit, after.cs.limit);
-	EXPECT_EQ(before.cs.type, after.cs.type);
+	/* In real mode KVM on VMX says "data", for what the CPU does not look at. */
+	if (variant->mode != MODE_REAL) {
+		EXPECT_EQ(before.cs.type, after.cs.type);
+	}
 	EXPECT_EQ(before.cs.l, after.cs.l);
 	EXPECT_EQ(before.cs.db, after.cs.db);
 	EXPECT_EQ(before.ds.limit, after.ds.limit);

@@ -203,7 +203,10 @@ TEST_F(regs, cr3_beyond_physical_addresses)
 TEST_F(regs, pending_interrupt)
 {
 	struct kvm_sregs sregs = vcpu_sregs(&self->vcpu);
+	struct kvm_regs regs = vcpu_regs(&self->vcpu);
 
+	regs.rflags |= 1 << 9;
+	vcpu_set_regs(&self->vcpu, &regs);
 	sregs.interrupt_bitmap[0x41 / 64] |= 1ull << (0x41 % 64);
 	vcpu_set_sregs(&self->vcpu, &sregs);
 	EXPECT_EQ(0x41, vcpu_run_to_port(&self->vcpu, PORT_EXCEPTION));
