@@ -1,5 +1,5 @@
 # Sourced by the scripts: where things are, and how a step says what it does.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # what is set here is used where it is sourced
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
