@@ -708,6 +708,37 @@ mod tests {
     }
 
     #[test]
+    fn pae_reserves_all_bits_beyond_the_address() {
+        let nxe = paging(CR4_PAE, EFER_NXE);
+        let no_nxe = paging(CR4_PAE, 0);
+        let reserved = Some(ERROR_PRESENT | ERROR_RESERVED);
+        let cases = [
+            (nxe, ALL, None),
+            (nxe, ALL | (1 << 39), None),
+            (nxe, ALL | (1 << 40), reserved),
+            (nxe, ALL | (1 << 62), reserved),
+            (nxe, ALL | NO_EXECUTE, None),
+            (no_nxe, ALL | NO_EXECUTE, reserved),
+            (nxe, ALL | LARGE | (1 << 20), reserved),
+        ];
+        for (paging, pde, expected) in cases {
+            let mut memory = tables(&[
+                (0x1000, 0x2000 | PRESENT),
+                (0x2000, 0x3000 | pde),
+                (0x3000, ALL),
+                (0x80_0000_3000, ALL),
+            ]);
+            let result = walk(&mut memory, &paging, 0, READ);
+            assert_eq!(error_code(result), expected, "{pde:x}");
+            memory.entries.insert(0x2000, 0x3000 | ALL);
+            memory.entries.insert(0x3000, pde & !LARGE);
+            let result = walk(&mut memory, &paging, 0, READ);
+            let expected = expected.filter(|_| pde & LARGE == 0);
+            assert_eq!(error_code(result), expected, "{pde:x}");
+        }
+    }
+
+    #[test]
     fn tables_outside_of_memory_are_reported() {
         let mut memory = tables(&[(0x1000, 0xdead_b000 | ALL)]);
         let result = walk(&mut memory, &long_mode(), 0, READ);
