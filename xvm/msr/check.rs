@@ -46,8 +46,8 @@ pub(super) fn value(cpuid: &GuestCpuid, msr: u32, value: u64, host: bool) -> Res
         index::TSC_AUX if cpuid.is_amd() => return Ok(value & 0xffff_ffff),
         index::TSC_AUX => value >> 32 == 0,
         index::PAT => is_pat(value),
-        // With bits that the CPU doesn't have the vendor refuses it, also for the VMM.
-        index::SPEC_CTRL => host || model.spec_ctrl != 0 && value & !model.spec_ctrl == 0,
+        // What the model has, the CPU has; a VMM may restore the value after reset to any.
+        index::SPEC_CTRL => value & !model.spec_ctrl == 0 && (host || model.spec_ctrl != 0),
         _ => true,
     };
     if legal {
