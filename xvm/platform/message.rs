@@ -136,6 +136,8 @@ mod tests {
             }
         );
         assert_eq!(Message::from_msi(0xfeef_f000, 0x444, false).dest, BROADCAST);
+        // Eight logical IDs are no broadcast.
+        assert_eq!(Message::from_msi(0xfeef_f004, 0x44, false).dest, 0xff);
         let wide = Message::from_msi(0x0001_0200_feef_f000, 0x444, true);
         assert_eq!((wide.dest, wide.delivery), (0x0001_02ff, Delivery::Nmi));
         assert_eq!(

@@ -400,6 +400,10 @@ mod tests {
         lapic.write(0x320, 0x4_0040, 0, 0);
         assert_eq!(lapic.set_tsc_deadline(1000), Effect::TimerChanged);
         assert_eq!(lapic.timer(), Timer::AtTsc { tsc: 1000 });
+        // Another vector is no other mode.
+        lapic.write(0x320, 0x4_0041, 0, 0);
+        lapic.write(0x320, 0x4_0040, 0, 0);
+        assert_eq!(lapic.timer(), Timer::AtTsc { tsc: 1000 });
         lapic.timer_expired(u64::MAX, 999);
         assert_eq!(lapic.pending(), None);
         lapic.timer_expired(0, 1000);

@@ -111,6 +111,21 @@ mod tests {
     }
 
     #[test]
+    fn reserved_bits_are_dropped() {
+        let mut lapic = Lapic::new(0, false);
+        let mut page = [0; SIZE];
+        for offset in [0x80, 0xe0, 0xf0, 0x310, 0x320] {
+            page[offset..offset + 4].copy_from_slice(&0xfafa_5a5a_u32.to_le_bytes());
+        }
+        lapic.set_state(&page, false, 0).unwrap();
+        let registers = [0x80, 0xe0, 0xf0, 0x310, 0x320].map(|offset| lapic.read(offset, 0));
+        assert_eq!(registers, [0x5a, 0xffff_ffff, 0x25a, 0xfa00_0000, 0x2_005a]);
+        page[0xe0..0xe4].fill(0);
+        lapic.set_state(&page, false, 0).unwrap();
+        assert_eq!(lapic.read(0xe0, 0), 0x0fff_ffff);
+    }
+
+    #[test]
     fn a_running_timer_goes_on() {
         let mut lapic = Lapic::new(0, false);
         lapic.write(0xf0, 0x1ff, 0, 0);

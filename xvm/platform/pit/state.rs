@@ -155,3 +155,58 @@ impl Pit {
         self.consumed = self.counters[0].rises(now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Restored at 1000 ns from channel 0 as given, in mode 2 with GATE high.
+    fn restored(count: u32, count_load_time: i64) -> Pit {
+        let mut pit = Pit::new();
+        let mut state = pit.state(0);
+        state.channels[0] = ChannelState {
+            count,
+            mode: 2,
+            gate: 1,
+            count_load_time,
+            ..state.channels[0]
+        };
+        pit.set_state(&state, 1000);
+        pit
+    }
+
+    #[test]
+    fn counts_are_16_bits_wide() {
+        for count in [0, 0x10000, 0x10001, u32::MAX] {
+            assert_eq!(restored(count, 0).state(1000).channels[0].count, 0x10000);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_starts_now() {
+        let period = clock::ns(1193);
+        assert_eq!(restored(1193, 400).next_edge(), Some(400 + period));
+        assert_eq!(restored(1193, i64::MAX).next_edge(), Some(1000 + period));
+    }
+
+    #[test]
+    fn what_was_never_programmed_stays_so() {
+        assert_eq!(restored(1193, -1).next_edge(), None);
+        let mut pit = Pit::new();
+        let state = pit.state(0);
+        assert_eq!(state.channels[0].mode, NO_MODE);
+        pit.set_state(&state, 0);
+        assert_eq!((pit.next_edge(), pit.state(0)), (None, state));
+    }
+
+    #[test]
+    fn interrupts_that_were_due_are_not_made_again() {
+        let mut pit = restored(1193, 0);
+        assert!(!pit.fire(1000));
+        let state = pit.state(1000);
+        let later = 10 * clock::ns(1193) + 5;
+        pit.set_state(&state, later);
+        assert!(!pit.fire(later));
+        assert_eq!(pit.next_edge(), Some(clock::ns(11 * 1193)));
+    }
+}
