@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What of the ABI there is: `KVM_CHECK_EXTENSION` (api.rst, 4.4), and the errno of ioctls that there aren't. Both are answered from `uapi/abi.h`.
+//! What of the ABI there is: `KVM_CHECK_EXTENSION` (api.rst, 4.4), and the errno of ioctls that there aren't. Both
+//! are answered from `uapi/abi.h`.
 
 use crate::linux::cpus;
 use crate::uapi;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `KVM_GET_FPU`, `KVM_SET_FPU` (api.rst, 4.22, 4.23), `KVM_GET_XSAVE`, `KVM_SET_XSAVE` (4.42, 4.43), `KVM_GET_XCRS`, `KVM_SET_XCRS` (4.44, 4.45).
+//! `KVM_GET_FPU`, `KVM_SET_FPU` (api.rst, 4.22, 4.23), `KVM_GET_XSAVE`, `KVM_SET_XSAVE` (4.42, 4.43), `KVM_GET_XCRS`,
+//! `KVM_SET_XCRS` (4.44, 4.45).
 //!
-//! The state is an XSAVE area in standard format (SDM vol 1, 13.4). A state whose bit in XSTATE_BV is clear is in its initial form, whatever
-//! the area holds there.
+//! The state is an XSAVE area in standard format (SDM vol 1, 13.4). A state whose bit in XSTATE_BV is clear is in its
+//! initial form, whatever the area holds there.
 
 use super::vcpu::Vcpu;
 use super::XvmOps;
@@ -162,7 +163,8 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the area has states that guests can't have, isn't in standard format, or sets a reserved bit of MXCSR; `EFAULT`, `ENOMEM`.
+    /// `EINVAL` when the area has states that guests can't have, isn't in standard format, or sets a reserved bit of
+    /// MXCSR; `EFAULT`, `ENOMEM`.
     pub(crate) fn set_xsave(&mut self, arg: usize) -> Result<isize> {
         let mut area = KVVec::from_elem(0u8, XSAVE_SIZE, GFP_KERNEL_ACCOUNT)?;
         user::read_bytes(arg, &mut area)?;

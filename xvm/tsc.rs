@@ -9,7 +9,8 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
-/// How far from the host's frequency a VMM may ask for, in parts per million: NTP's limit of what two clocks of the same frequency differ by, halved.
+/// How far from the host's frequency a VMM may ask for, in parts per million: NTP's limit of what two clocks of the
+/// same frequency differ by, halved.
 const TOLERANCE_PPM: u64 = 250;
 
 /// The offset that a VM's vCPUs have in common, unless a guest sets one vCPU's TSC alone.
@@ -28,8 +29,8 @@ impl Tsc {
 
     /// The VMM sets a vCPU's TSC to `value`: returns what the vCPU then adds to the host's.
     ///
-    /// It sets those of all vCPUs one after the other, to zero or to what they were when saved. What is within a second of the
-    /// others' means the same time as theirs; zero as well, since a reset doesn't stop the others.
+    /// It sets those of all vCPUs one after the other, to zero or to what they were when saved. What is within a
+    /// second of the others' means the same time as theirs; zero as well, since a reset doesn't stop the others.
     pub(crate) fn restore(&self, value: u64) -> u64 {
         let (now, common) = (x86::rdtsc(), self.offset());
         let others = now.wrapping_add(common);

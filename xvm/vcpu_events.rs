@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Events as the VMM sees them: `KVM_GET_VCPU_EVENTS`, `KVM_SET_VCPU_EVENTS` (api.rst, 4.31, 4.32), `KVM_INTERRUPT` (4.16), `KVM_NMI` (4.64).
+//! Events as the VMM sees them: `KVM_GET_VCPU_EVENTS`, `KVM_SET_VCPU_EVENTS` (api.rst, 4.31, 4.32), `KVM_INTERRUPT`
+//! (4.16), `KVM_NMI` (4.64).
 //!
 //! There is no system management mode: its fields are zero, and can be set to nothing else.
 
@@ -16,7 +17,8 @@ use kernel::prelude::*;
 /// A CPU holds one NMI while it handles another.
 const NMIS_MAX: u8 = 2;
 
-/// The flags that `KVM_SET_VCPU_EVENTS` takes. Payloads and triple faults come with capabilities that can't be turned on.
+/// The flags that `KVM_SET_VCPU_EVENTS` takes. Payloads and triple faults come with capabilities that can't be turned
+/// on.
 const FLAGS: u32 = uapi::KVM_VCPUEVENT_VALID_NMI_PENDING
     | uapi::KVM_VCPUEVENT_VALID_SIPI_VECTOR
     | uapi::KVM_VCPUEVENT_VALID_SHADOW
@@ -43,7 +45,8 @@ fn check(events: &kvm_vcpu_events) -> Result {
 }
 
 impl<V: XvmOps> Vcpu<V> {
-    /// `KVM_GET_VCPU_EVENTS`. Software interrupts whose delivery was cut short are not among them: RIP is at their instruction, which is executed again.
+    /// `KVM_GET_VCPU_EVENTS`. Software interrupts whose delivery was cut short are not among them: RIP is at their
+    /// instruction, which is executed again.
     ///
     /// # Errors
     ///
@@ -133,8 +136,8 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a vector above 255, `ENXIO` when the interrupt controllers are in the kernel, `EEXIST` when an interrupt waits
-    /// already; `EFAULT`.
+    /// `EINVAL` for a vector above 255, `ENXIO` when the interrupt controllers are in the kernel, `EEXIST` when an
+    /// interrupt waits already; `EFAULT`.
     pub(crate) fn queue_interrupt(&mut self, arg: usize) -> Result<isize> {
         let interrupt: kvm_interrupt = user::read(arg)?;
         let vector = u8::try_from(interrupt.irq).map_err(|_| EINVAL)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The feature bits that xvm virtualises (SDM vol 2, CPUID; APM vol 3, appendix E). What is in no list is not offered, whatever the
-//! CPU has; each list says what of interest it leaves out, and why.
+//! The feature bits that xvm virtualises (SDM vol 2, CPUID; APM vol 3, appendix E). What is in no list is not
+//! offered, whatever the CPU has; each list says what of interest it leaves out, and why.
 
 use crate::linux::fpu::FpuCapabilities;
 use crate::linux::x86;
@@ -19,7 +19,8 @@ const fn bits(list: &[u32]) -> u32 {
     word
 }
 
-/// Leaf 1 ECX. SSE3, PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C, RDRAND.
+/// Leaf 1 ECX. SSE3, PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C,
+/// RDRAND.
 ///
 /// Not MONITOR (intercepted, #UD), VMX, SMX, performance and debug stores. OSXSAVE follows CR4.
 const LEAF_1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
@@ -27,16 +28,16 @@ const LEAF_1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 
 /// Leaf 1 ECX, of the hypervisor's making: x2APIC and TSC deadline (in-kernel local APIC), HYPERVISOR.
 const LEAF_1_ECX_EMULATED: u32 = bits(&[21, 24, 31]);
 
-/// Leaf 1 EDX. FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFSH, MMX, FXSR,
-/// SSE, SSE2, SS.
+/// Leaf 1 EDX. FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFSH, MMX,
+/// FXSR, SSE, SSE2, SS.
 ///
 /// Not DS, ACPI, TM, PBE (performance and thermal monitors), HTT (topology is the VMM's).
 const LEAF_1_EDX: u32 = bits(&[
     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26, 27,
 ]);
 
-/// Leaf 7 EBX. FSGSBASE, BMI1, AVX2, FDP_EXCPTN_ONLY, SMEP, BMI2, ERMS, INVPCID, ZERO_FCS_FDS, AVX512F, AVX512DQ, RDSEED, ADX, SMAP,
-/// AVX512_IFMA, CLFLUSHOPT, CLWB, AVX512PF, AVX512ER, AVX512CD, SHA, AVX512BW, AVX512VL.
+/// Leaf 7 EBX. FSGSBASE, BMI1, AVX2, FDP_EXCPTN_ONLY, SMEP, BMI2, ERMS, INVPCID, ZERO_FCS_FDS, AVX512F, AVX512DQ,
+/// RDSEED, ADX, SMAP, AVX512_IFMA, CLFLUSHOPT, CLWB, AVX512PF, AVX512ER, AVX512CD, SHA, AVX512BW, AVX512VL.
 ///
 /// Not SGX, HLE and RTM (no TSX control), PQM/PQE (cache allocation is the host's), MPX, PT. TSC_ADJUST is emulated.
 const LEAF_7_EBX: u32 = bits(&[
@@ -46,14 +47,15 @@ const LEAF_7_EBX: u32 = bits(&[
 /// Leaf 7 EBX, of the hypervisor's making: TSC_ADJUST.
 const LEAF_7_EBX_EMULATED: u32 = bits(&[1]);
 
-/// Leaf 7 ECX. AVX512_VBMI, UMIP, AVX512_VBMI2, GFNI, VAES, VPCLMULQDQ, AVX512_VNNI, AVX512_BITALG, AVX512_VPOPCNTDQ, RDPID, CLDEMOTE,
-/// MOVDIRI, MOVDIR64B.
+/// Leaf 7 ECX. AVX512_VBMI, UMIP, AVX512_VBMI2, GFNI, VAES, VPCLMULQDQ, AVX512_VNNI, AVX512_BITALG, AVX512_VPOPCNTDQ,
+/// RDPID, CLDEMOTE, MOVDIRI, MOVDIR64B.
 ///
-/// Not PKU and PKS (PKRU is the host's), WAITPKG (needs a control), shadow stacks (no XSAVES), LA57 (four levels), TME, ENQCMD, SGX.
+/// Not PKU and PKS (PKRU is the host's), WAITPKG (needs a control), shadow stacks (no XSAVES), LA57 (four levels),
+/// TME, ENQCMD, SGX.
 const LEAF_7_ECX: u32 = bits(&[1, 2, 6, 8, 9, 10, 11, 12, 14, 22, 25, 27, 28]);
 
-/// Leaf 7 EDX. AVX512_4VNNIW, AVX512_4FMAPS, FSRM, AVX512_VP2INTERSECT, MD_CLEAR, SERIALIZE, AVX512_FP16, SPEC_CTRL, STIBP,
-/// ARCH_CAPABILITIES, SSBD.
+/// Leaf 7 EDX. AVX512_4VNNIW, AVX512_4FMAPS, FSRM, AVX512_VP2INTERSECT, MD_CLEAR, SERIALIZE, AVX512_FP16, SPEC_CTRL,
+/// STIBP, ARCH_CAPABILITIES, SSBD.
 ///
 /// Not AMX, IBT, PCONFIG, architectural LBRs, L1D_FLUSH and core capabilities (MSRs of the host).
 const LEAF_7_EDX: u32 = bits(&[2, 3, 4, 8, 10, 14, 23, 26, 27, 29, 31]);
@@ -74,10 +76,12 @@ const LEAF_D_1_EAX: u32 = bits(&[0, 1, 2]);
 
 /// Leaf 8000_0001 ECX. LAHF, ALTMOVCR8, ABM, SSE4A, MISALIGNSSE, 3DNOWPREFETCH, XOP, FMA4, TBM.
 ///
-/// Not CMP_LEGACY and TOPOEXT (topology is the VMM's), SVM, extended APIC, OSVW, IBS, SKINIT, WDT, LWP, TCE, performance counters, MWAITX.
+/// Not CMP_LEGACY and TOPOEXT (topology is the VMM's), SVM, extended APIC, OSVW, IBS, SKINIT, WDT, LWP, TCE,
+/// performance counters, MWAITX.
 const LEAF_E1_ECX: u32 = bits(&[0, 4, 5, 6, 7, 8, 11, 16, 21]);
 
-/// Leaf 8000_0001 EDX. The bits that repeat leaf 1, and SYSCALL, NX, MMXEXT, FXSR_OPT, 1 GiB pages, RDTSCP, LM, 3DNOWEXT, 3DNOW.
+/// Leaf 8000_0001 EDX. The bits that repeat leaf 1, and SYSCALL, NX, MMXEXT, FXSR_OPT, 1 GiB pages, RDTSCP, LM,
+/// 3DNOWEXT, 3DNOW.
 const LEAF_E1_EDX: u32 = bits(&[
     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 25, 26, 27, 29, 30,
     31,
@@ -86,18 +90,20 @@ const LEAF_E1_EDX: u32 = bits(&[
 /// Leaf 8000_0007 EDX. Invariant TSC.
 const LEAF_E7_EDX: u32 = bits(&[8]);
 
-/// Leaf 8000_0008 EBX. CLZERO, XSAVEERPTR, WBNOINVD, IBPB, IBRS, STIBP, STIBP_ALWAYS, IBRS_PREFERRED, SSBD, SSB_NO, BTC_NO.
+/// Leaf 8000_0008 EBX. CLZERO, XSAVEERPTR, WBNOINVD, IBPB, IBRS, STIBP, STIBP_ALWAYS, IBRS_PREFERRED, SSBD, SSB_NO,
+/// BTC_NO.
 ///
 /// Not RDPRU, INVLPGB (intercepted, #UD), VIRT_SSBD, PSFD.
 const LEAF_E8_EBX: u32 = bits(&[0, 2, 9, 12, 14, 15, 17, 18, 24, 26, 29]);
 
-/// Leaf 8000_0021 EAX. No nested data breakpoints, LFENCE serialises, null selectors clear the base, no SMM_CTL MSR, FSRS, FSRC,
-/// SRSO_NO, SRSO_USER_KERNEL_NO.
+/// Leaf 8000_0021 EAX. No nested data breakpoints, LFENCE serialises, null selectors clear the base, no SMM_CTL MSR,
+/// FSRS, FSRC, SRSO_NO, SRSO_USER_KERNEL_NO.
 ///
 /// Not automatic IBRS, prefetch control and other MSRs of the host.
 const LEAF_E21_EAX: u32 = bits(&[0, 2, 6, 9, 10, 11, 29, 30]);
 
-/// Leaf 8000_0021 EAX, of the hypervisor's making on AMD: there is no SMM_CTL MSR, as there is no system management mode.
+/// Leaf 8000_0021 EAX, of the hypervisor's making on AMD: there is no SMM_CTL MSR, as there is no system management
+/// mode.
 const LEAF_E21_EAX_EMULATED: u32 = bits(&[9]);
 
 /// LFENCE serialises, in leaf 8000_0021 EAX.
@@ -255,7 +261,8 @@ fn emulated_e21_eax() -> u32 {
     LEAF_E21_EAX_EMULATED | if serializes { LFENCE_SERIALIZES } else { 0 }
 }
 
-/// Whether the vendor's extension can give this to guests: SVM has no controls for these instructions, and so no names for them.
+/// Whether the vendor's extension can give this to guests: SVM has no controls for these instructions, and so no
+/// names for them.
 fn is_found(vendor: &Features, name: &str) -> bool {
     match vendor.names.iter().position(|known| *known == name) {
         Some(n) => vendor.found & (1 << n) != 0,

@@ -56,8 +56,8 @@ impl GuestCpuid {
         }
     }
 
-    /// What the entries `entries`, at most 256, amount to on a machine that supports `words` and the extended states `xcr0`. `os_xsave`
-    /// is the vCPU's CR4.OSXSAVE.
+    /// What the entries `entries`, at most 256, amount to on a machine that supports `words` and the extended states
+    /// `xcr0`. `os_xsave` is the vCPU's CR4.OSXSAVE.
     pub(super) fn from_entries(
         entries: KVec<kvm_cpuid_entry2>,
         words: &Words,

@@ -59,8 +59,8 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// # Errors
     ///
-    /// `E2BIG` with more than 256 entries; `EINVAL` when linear addresses would have another width than 48 bits, or the vCPU has run and the
-    /// CPUID would change; `EFAULT`, `ENOMEM`.
+    /// `E2BIG` with more than 256 entries; `EINVAL` when linear addresses would have another width than 48 bits, or
+    /// the vCPU has run and the CPUID would change; `EFAULT`, `ENOMEM`.
     pub(crate) fn set_cpuid2(&mut self, arg: usize) -> Result<isize> {
         let count: u32 = user::read(arg)?;
         if count > ENTRIES_MAX {

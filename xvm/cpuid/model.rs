@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What follows from a vCPU's CPUID: the bits of control registers and MSRs that it has. Features that the VMM sets in CPUID without
-//! their being supported are not there for these.
+//! What follows from a vCPU's CPUID: the bits of control registers and MSRs that it has. Features that the VMM sets
+//! in CPUID without their being supported are not there for these.
 
 use super::features::Words;
 use super::guest::GuestCpuid;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The leaves that guests can be offered: the CPU's own, through the allow-lists, and those of the hypervisor's making. What
-//! tells one CPU of the virtual machine from another (APIC IDs, topology) is left zero: only the VMM knows it.
+//! The leaves that guests can be offered: the CPU's own, through the allow-lists, and those of the hypervisor's
+//! making. What tells one CPU of the virtual machine from another (APIC IDs, topology) is left zero: only the VMM
+//! knows it.
 
 use super::features::Words;
 use super::EXTENDED;
@@ -18,8 +19,8 @@ use kernel::prelude::*;
 /// "XVMXVMXVM" in EBX, ECX, EDX.
 const SIGNATURE: [u32; 3] = [0x584d_5658, 0x4d56_584d, 0x0000_004d];
 
-/// Frequency of the local APIC's timer before its divider, in Hz, which leaf 0x15 tells as that of the core crystal clock (SDM vol 3,
-/// 12.5.4).
+/// Frequency of the local APIC's timer before its divider, in Hz, which leaf 0x15 tells as that of the core crystal
+/// clock (SDM vol 3, 12.5.4).
 const APIC_TIMER_HZ: u32 = 1_000_000_000;
 
 /// The last basic leaf that is offered: leaves of later numbers have features that no list names.
@@ -179,7 +180,8 @@ impl<V: XvmOps> Leaves<'_, V> {
         self.push(0xd, Some(1), instructions)?;
         for state in (2..63).filter(|state| xcr0 & (1 << state) != 0) {
             let mut leaf = x86::cpuid(0xd, state);
-            // Bit 0 would say that it is a supervisor state, which none is; bit 1 says that it is aligned when compacted.
+            // Bit 0 would say that it is a supervisor state, which none is; bit 1 says that it is aligned when
+            // compacted.
             leaf.ecx &= 0b10;
             leaf.edx = 0;
             self.push(0xd, Some(state), leaf)?;
@@ -187,7 +189,8 @@ impl<V: XvmOps> Leaves<'_, V> {
         Ok(())
     }
 
-    /// Frequencies: TSC = crystal × EBX / EAX. Guests need no other clock to know both that of the TSC and of the local APIC's timer.
+    /// Frequencies: TSC = crystal × EBX / EAX. Guests need no other clock to know both that of the TSC and of the
+    /// local APIC's timer.
     fn leaf_15(&mut self) -> Result {
         let leaf = Cpuid {
             eax: APIC_TIMER_HZ / 1000,

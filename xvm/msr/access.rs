@@ -2,8 +2,8 @@
 
 //! Reading and writing an MSR. Also inside the window: nothing here sleeps.
 //!
-//! `host` says that the VMM asks, not the guest: it may restore what a guest can't write, and MSRs of features that the guest's CPUID
-//! doesn't have.
+//! `host` says that the VMM asks, not the guest: it may restore what a guest can't write, and MSRs of features that
+//! the guest's CPUID doesn't have.
 
 use super::check;
 use super::constant;
@@ -22,7 +22,8 @@ pub(super) const FEATURE_CONTROL_LOCKED: u64 = 1;
 /// IA32_PLATFORM_INFO: CPUID can be made to fault, which it can't here.
 const CPUID_FAULTING: u64 = 1 << 31;
 
-/// HWCR: McStatusWrEn and TscFreqSel can be set; TlbCacheDis, IgnneDis and SmmBaseLock… that BIOSes set (bits 3, 6, 8) are ignored.
+/// HWCR: McStatusWrEn and TscFreqSel can be set; TlbCacheDis, IgnneDis and SmmBaseLock… that BIOSes set (bits 3, 6,
+/// 8) are ignored.
 const HWCR_STORED: u64 = 1 << 18 | 1 << 24;
 const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
 

@@ -39,7 +39,8 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for reserved bits, x2APIC mode that the vCPU doesn't have, or a mode that there isn't. Nothing has changed then.
+    /// `EINVAL` for reserved bits, x2APIC mode that the vCPU doesn't have, or a mode that there isn't. Nothing has
+    /// changed then.
     pub(crate) fn restore_apic_base(&mut self, value: u64) -> Result {
         if !self.is_apic_base(value) {
             return Err(EINVAL);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which values the MSRs accept that the vendor keeps: what is written here is loaded into the CPU, which must not fault.
+//! Which values the MSRs accept that the vendor keeps: what is written here is loaded into the CPU, which must not
+//! fault.
 
 use super::index;
 use crate::xvm::cpuid::GuestCpuid;

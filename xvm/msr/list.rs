@@ -80,8 +80,9 @@ const STATE_BY_FEATURE: &[(u32, &[u32])] = &[
     ),
 ];
 
-/// What of the host's IA32_ARCH_CAPABILITIES is true for guests (SDM vol 4, table 2-2): RDCL_NO, IBRS_ALL, RSBA, SKIP_L1DFL_VMENTRY, SSB_NO,
-/// MDS_NO, IF_PSCHANGE_MC_NO; TAA_NO; SBDR_SSDP_NO, FBSDP_NO, PSDP_NO; FB_CLEAR; RRSBA, BHI_NO; PBRSB_NO; GDS_NO, RFDS_NO, RFDS_CLEAR; ITS_NO.
+/// What of the host's IA32_ARCH_CAPABILITIES is true for guests (SDM vol 4, table 2-2): RDCL_NO, IBRS_ALL, RSBA,
+/// SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO; TAA_NO; SBDR_SSDP_NO, FBSDP_NO, PSDP_NO; FB_CLEAR; RRSBA,
+/// BHI_NO; PBRSB_NO; GDS_NO, RFDS_NO, RFDS_CLEAR; ITS_NO.
 ///
 /// Not those that announce MSRs which guests don't have.
 const ARCH_CAPABILITIES: u64 =

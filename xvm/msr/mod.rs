@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The guest's MSRs (SDM vol 4; APM vol 2, appendix A). All exit that the vendor's bitmap doesn't let through; one that isn't here raises #GP.
+//! The guest's MSRs (SDM vol 4; APM vol 2, appendix A). All exit that the vendor's bitmap doesn't let through; one
+//! that isn't here raises #GP.
 //!
 //! | file | subject |
 //! | --- | --- |

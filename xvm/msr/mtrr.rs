@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory type range registers (SDM vol 3, 13.11). They are kept and have no effect, as in KVM: guest memory is write-back, by the second-level
-//! tables, for what PAT doesn't say otherwise.
+//! Memory type range registers (SDM vol 3, 13.11). They are kept and have no effect, as in KVM: guest memory is
+//! write-back, by the second-level tables, for what PAT doesn't say otherwise.
 
 use super::index;
 use crate::xvm::platform::Gp;
@@ -79,7 +79,8 @@ impl Mtrrs {
         }
     }
 
-    /// Writes MSR `msr`; `None` for one that is not here. `beyond` are the bits of an address that the vCPU doesn't have.
+    /// Writes MSR `msr`; `None` for one that is not here. `beyond` are the bits of an address that the vCPU doesn't
+    /// have.
     pub(super) fn write(&mut self, msr: u32, value: u64, beyond: u64) -> Option<Result<(), Gp>> {
         let (slot, legal) = match register(msr)? {
             Register::Cap => return Some(Err(Gp)),
