@@ -41,6 +41,8 @@ const CONSTANT: &[(u32, u64, Write)] = &[
     (index::SMM_MASK, 0, Refused),
     // AMD: C1E by message; off.
     (index::INT_PENDING_MSG, 0, Ignored),
+    // AMD: Linux turns on access to PCI's extended configuration space through port 0xcf8, which is the VMM's to offer.
+    (index::NB_CFG, 0, Ignored),
     // AMD: work-arounds for errata of caches and the bus unit, which the host has set as it needs them.
     (index::DC_CFG, 0, Ignored),
     (index::BU_CFG2, 0, Ignored),

@@ -60,6 +60,7 @@ pub(super) const SYSCFG: u32 = 0xc001_0010;
 pub(super) const HWCR: u32 = 0xc001_0015;
 pub(super) const TOP_MEM: u32 = 0xc001_001a;
 pub(super) const TOP_MEM2: u32 = 0xc001_001d;
+pub(super) const NB_CFG: u32 = 0xc001_001f;
 pub(super) const INT_PENDING_MSG: u32 = 0xc001_0055;
 pub(super) const MMIO_CONF_BASE: u32 = 0xc001_0058;
 pub(super) const SMM_ADDR: u32 = 0xc001_0112;
