@@ -41,8 +41,8 @@ test: ## everything that is checked before a change goes in
 kselftest: ## the kselftests alone, on both vendors
 	@scripts/test kselftest
 
-bench: ## the cost of exits, compared with KVM
-	@scripts/bench
+bench: module tool ## the cost of exits, compared with KVM (DOC=1: write docs/comparison.md)
+	@scripts/bench $(if $(DOC),--doc)
 
 lint: ## rustfmt, clippy, build warnings, shellcheck
 	@scripts/test lint
