@@ -88,6 +88,12 @@ KEYS, when standard input is a terminal (in raw mode then: Ctrl-C goes to the gu
   Ctrl-A Ctrl-A  send one Ctrl-A to the guest
   Ctrl-A h       list these keys
 
+THE KERNEL'S COMMAND LINE (--append-only leaves it out, --verbose shows it)
+  console=ttyS0      the console is the serial port
+  tsc_early_khz=N    the TSC's rate as the device tells it (KVM_GET_TSC_KHZ), since a guest
+                     measures it badly, and slowly, while the host does other things
+  tsc=reliable       do not check the TSC against slower clocks, for the same reason
+
 THE MACHINE
   Serial port (16550A) at I/O port 0x3f8, IRQ 4: standard input and output. In the kernel
   module: LAPIC, IOAPIC, 8259 pair, 8254 PIT. ACPI with power-off (S5), reset register and PM
@@ -121,7 +127,7 @@ pub struct RunOptions {
         conflicts_with = "flat"
     )]
     pub initrd: Option<PathBuf>,
-    /// Added to the kernel's command line, which is console=ttyS0 without this
+    /// Added to the kernel's command line (see THE KERNEL'S COMMAND LINE)
     #[arg(
         long,
         value_name = "TEXT",
@@ -129,6 +135,9 @@ pub struct RunOptions {
         conflicts_with = "flat"
     )]
     pub append: Option<String>,
+    /// The kernel's command line is that of --append, and nothing else
+    #[arg(long, requires = "kernel", conflicts_with = "flat")]
+    pub append_only: bool,
     /// Bare image to load and start, in real mode unless told otherwise
     #[arg(long, value_name = "FILE", requires = "load")]
     pub flat: Option<PathBuf>,
@@ -148,6 +157,9 @@ pub struct RunOptions {
     /// Count exits by reason, and print them to standard error at the end
     #[arg(long)]
     pub stats: bool,
+    /// Say on standard error what the guest is started with
+    #[arg(long, short)]
+    pub verbose: bool,
     #[command(flatten)]
     pub flat_options: FlatOptions,
 }

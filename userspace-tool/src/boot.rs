@@ -56,8 +56,23 @@ const VERSION_XLOADFLAGS: u16 = 0x020c;
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
-/// What goes on the kernel's command line before anything that the user adds.
-const DEFAULT_COMMAND_LINE: &str = "console=ttyS0";
+/// The kernel's command line: what the tool says of the machine, before anything that the user
+/// adds.
+///
+/// The rate of the TSC cannot be found out well in a guest, whose timers are late whenever the host
+/// has other things to do; `tsc_khz` is what the device says of it. Nor can the guest check one
+/// clock against another for the same reason, and needs not: `tsc=reliable` says so.
+pub fn command_line(tsc_khz: Option<u32>, append: Option<&str>) -> String {
+    let mut line = "console=ttyS0".to_string();
+    if let Some(khz) = tsc_khz {
+        line.push_str(&format!(" tsc=reliable tsc_early_khz={khz}"));
+    }
+    if let Some(append) = append {
+        line.push(' ');
+        line.push_str(append);
+    }
+    line
+}
 
 /// Loads kernel, initial RAM disk and command line into `memory`; returns the registers to start
 /// with.
@@ -65,7 +80,7 @@ pub fn load(
     memory: &GuestMemory,
     kernel: &Path,
     initrd: Option<&Path>,
-    append: Option<&str>,
+    command_line: &str,
 ) -> Result<kvm_regs> {
     let name = kernel.display();
     let mut image = File::open(kernel).with_context(|| format!("{name}"))?;
@@ -83,7 +98,7 @@ pub fn load(
     if let Some(initrd) = initrd {
         load_initrd(memory, &mut header, kernel_end, initrd)?;
     }
-    write_command_line(memory, &mut header, append)?;
+    write_command_line(memory, &mut header, command_line)?;
     header.type_of_loader = LOADER_UNDEFINED;
     header.loadflags |= CAN_USE_HEAP;
     let parameters = boot_parameters(memory, header)?;
@@ -134,13 +149,8 @@ fn load_initrd(
 fn write_command_line(
     memory: &GuestMemory,
     header: &mut setup_header,
-    append: Option<&str>,
+    line: &str,
 ) -> Result<()> {
-    let mut line = DEFAULT_COMMAND_LINE.to_string();
-    if let Some(append) = append {
-        line.push(' ');
-        line.push_str(append);
-    }
     let most = (header.cmdline_size as usize).min(COMMAND_LINE_ROOM - 1);
     if line.len() > most {
         bail!(
@@ -148,9 +158,9 @@ fn write_command_line(
             line.len()
         );
     }
-    line.push('\0');
+    let terminated = [line.as_bytes(), b"\0"].concat();
     memory
-        .write_slice(line.as_bytes(), GuestAddress(COMMAND_LINE))
+        .write_slice(&terminated, GuestAddress(COMMAND_LINE))
         .context("guest memory is too small")?;
     header.cmd_line_ptr = COMMAND_LINE as u32;
     Ok(())
@@ -229,7 +239,7 @@ mod tests {
         let memory = crate::memory::allocate(16 << 20)?;
         let kernel = image("kernel", 512)?;
         let initrd = write_file("initrd", &[0x5a; 5000])?;
-        let regs = load(&memory, &kernel, Some(&initrd), Some("quiet"))?;
+        let regs = load(&memory, &kernel, Some(&initrd), "console=ttyS0 quiet")?;
         assert_eq!((regs.rip, regs.rsi), (0x10_0200, 0x7000));
         let parameters: Wire = memory.read_obj(GuestAddress(ZERO_PAGE))?;
         let header = parameters.0.hdr;
@@ -246,14 +256,23 @@ mod tests {
     }
 
     #[test]
+    fn the_user_s_part_of_the_command_line_is_last() {
+        assert_eq!(command_line(None, None), "console=ttyS0");
+        assert_eq!(
+            command_line(Some(2_000_000), Some("quiet")),
+            "console=ttyS0 tsc=reliable tsc_early_khz=2000000 quiet"
+        );
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() -> Result<()> {
         let memory = crate::memory::allocate(4 << 20)?;
         let kernel = image("small", 512)?;
         let initrd = write_file("large-initrd", &vec![0; 3 << 20])?;
-        assert!(load(&memory, &kernel, Some(&initrd), None).is_err());
-        assert!(load(&memory, &kernel, None, Some(&"x".repeat(2048))).is_err());
-        assert!(load(&memory, &image("large", 8 << 20)?, None, None).is_err());
-        assert!(load(&memory, &initrd, None, None).is_err());
+        assert!(load(&memory, &kernel, Some(&initrd), "").is_err());
+        assert!(load(&memory, &kernel, None, &"x".repeat(2048)).is_err());
+        assert!(load(&memory, &image("large", 8 << 20)?, None, "").is_err());
+        assert!(load(&memory, &initrd, None, "").is_err());
         Ok(())
     }
 

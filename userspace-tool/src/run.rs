@@ -14,7 +14,11 @@ use anyhow::{
     Result, //
 };
 use kvm_bindings::kvm_regs;
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{
+    Cap,
+    Kvm,
+    VcpuFd, //
+};
 use rustix::event::{
     eventfd,
     EventfdFlags, //
@@ -116,17 +120,30 @@ fn build(kvm: &Kvm, options: &RunOptions) -> Result<Machine> {
     let first = machine.vcpus.first().context("no vCPU")?;
     if let Some(kernel) = &options.kernel {
         acpi::write(&machine.memory, options.cpus)?;
-        let regs = boot::load(
-            &machine.memory,
-            kernel,
-            options.initrd.as_deref(),
-            options.append.as_deref(),
-        )?;
+        let line = command_line(kvm, first, options);
+        if options.verbose {
+            say(format_args!("xvm: kernel command line: {line}"));
+        }
+        let regs = boot::load(&machine.memory, kernel, options.initrd.as_deref(), &line)?;
         cpu_state::set_long(first, &machine.memory, regs)?;
     } else if let (Some(image), Some(load)) = (&options.flat, options.flat_options.load) {
         load_flat(&machine, image, load, &options.flat_options)?;
     }
     Ok(machine)
+}
+
+/// The kernel's command line, as the user and the device want it.
+fn command_line(kvm: &Kvm, vcpu: &VcpuFd, options: &RunOptions) -> String {
+    if options.append_only {
+        return options.append.clone().unwrap_or_default();
+    }
+    let tsc_khz = if kvm.check_extension(Cap::GetTscKhz) {
+        // A device that cannot tell after all: the guest finds out itself.
+        vcpu.get_tsc_khz().ok().filter(|khz| *khz != 0)
+    } else {
+        None
+    };
+    boot::command_line(tsc_khz, options.append.as_deref())
 }
 
 fn has_irqchip(options: &RunOptions) -> bool {
