@@ -3,6 +3,9 @@
 //! The pure logic of xvm, as a crate of its own so that its tests run on the host.
 
 #![no_std]
+// Nothing here could need it; and the kernel's own lints.
+#![forbid(unsafe_code)]
+#![warn(missing_docs, rust_2018_idioms, unreachable_pub)]
 
 #[cfg(test)]
 extern crate std;
