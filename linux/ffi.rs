@@ -42,6 +42,7 @@ extern "C" {
     pub(super) fn xvm_mmgrab(mm: *mut bindings::mm_struct);
     pub(super) fn xvm_mmdrop(mm: *mut bindings::mm_struct);
     pub(super) fn xvm_cond_resched();
+    pub(super) fn xvm_read_user8(to: *mut u64, from: usize) -> c_int;
     pub(super) fn xvm_user_cmpxchg4(address: usize, old: u32, new: u32) -> c_int;
     pub(super) fn xvm_user_cmpxchg8(address: usize, old: u64, new: u64) -> c_int;
     pub(super) fn xvm_host_encrypts_memory() -> bool;

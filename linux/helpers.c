@@ -74,3 +74,4 @@ void xvm_machine_check(void)
 /* 1 done, 0 the value was another, -EFAULT. */
 int xvm_user_cmpxchg4(u32 __user *address, u32 old, u32 new) { return __try_cmpxchg_user(address, &old, new, fault); }
 int xvm_user_cmpxchg8(u64 __user *address, u64 old, u64 new) { return __try_cmpxchg_user(address, &old, new, fault); }
+int xvm_read_user8(u64 *to, const u64 __user *from) { return __get_user(*to, from); }

@@ -44,5 +44,6 @@ bool xvm_host_encrypts_memory(void);
 void xvm_machine_check(void);
 int xvm_user_cmpxchg4(u32 __user *address, u32 old, u32 new);
 int xvm_user_cmpxchg8(u64 __user *address, u64 old, u64 new);
+int xvm_read_user8(u64 *to, const u64 __user *from);
 
 #endif

@@ -16,9 +16,19 @@ use kernel::transmute::AsBytes;
 use kernel::transmute::FromBytes;
 
 /// Pages shared with userspace.
+///
+/// # Invariants
+///
+/// `starts[i]` is the direct-map address of `pages[i]`.
 pub(crate) struct RunPages {
     pages: KVec<Page>,
+    starts: KVec<*mut u8>,
 }
+
+// SAFETY: The pages are plain memory that is accessed by volatile and byte-wise copies alone, from whichever thread.
+unsafe impl Send for RunPages {}
+// SAFETY: As above.
+unsafe impl Sync for RunPages {}
 
 impl RunPages {
     /// Allocates `count` zeroed pages, charged to the caller's memory cgroup. May sleep.
@@ -28,10 +38,16 @@ impl RunPages {
     /// `ENOMEM`.
     pub(crate) fn new(count: usize) -> Result<Self> {
         let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
+        let mut starts = KVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
-            pages.push(Page::alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?, GFP_KERNEL)?;
+            let page = Page::alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
+            // SAFETY: The page is ours, and all memory is in the direct map.
+            let start = unsafe { ffi::xvm_phys_to_virt(ffi::xvm_page_to_phys(page.as_ptr())) };
+            // INVARIANT: Both get the same page.
+            starts.push(start.cast(), GFP_KERNEL)?;
+            pages.push(page, GFP_KERNEL)?;
         }
-        Ok(Self { pages })
+        Ok(Self { pages, starts })
     }
 
     /// Maps the pages into a process, from the first.
@@ -51,15 +67,11 @@ impl RunPages {
     }
 
     /// Address of `size` bytes at `offset`, if they are inside of one page.
+    #[inline]
     fn address(&self, offset: usize, size: usize) -> Option<*mut u8> {
-        let page = self.pages.get(offset / PAGE_SIZE)?;
+        let start = self.starts.get(offset / PAGE_SIZE)?;
         let within = offset % PAGE_SIZE;
-        if size > PAGE_SIZE - within {
-            return None;
-        }
-        // SAFETY: The page is owned by `self`, and all memory is in the direct map.
-        let start = unsafe { ffi::xvm_phys_to_virt(ffi::xvm_page_to_phys(page.as_ptr())) };
-        Some(start.cast::<u8>().wrapping_add(within))
+        (size <= PAGE_SIZE - within).then(|| start.wrapping_add(within))
     }
 
     /// Reads a value at `offset`, once. `None` when it isn't inside of one page, aligned.

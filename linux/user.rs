@@ -91,6 +91,24 @@ pub(crate) fn read_nofault(address: usize, to: &mut [u8]) -> Result {
     }
 }
 
+/// Reads eight bytes at user address `address`, of any alignment, if they are there: as [`read_nofault`], at the cost of a few instructions.
+///
+/// # Errors
+///
+/// `EFAULT`, also when the address isn't one of userspace.
+#[inline]
+pub(crate) fn read_word_nofault(address: usize) -> Result<u64> {
+    if !is_user_range(address as u64, 8) {
+        return Err(EFAULT);
+    }
+    let mut word = 0;
+    // SAFETY: The address is one of userspace; the helper survives faults, which it doesn't handle in atomic context.
+    match unsafe { ffi::xvm_read_user8(&mut word, address) } {
+        0 => Ok(word),
+        _ => Err(EFAULT),
+    }
+}
+
 /// Reads an array of `count` values at user address `address` into memory charged to the caller. May sleep.
 ///
 /// # Errors

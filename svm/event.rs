@@ -123,6 +123,7 @@ impl Vcpu {
         Delivery {
             interrupt_taken: core::mem::take(&mut self.events.taken),
             cut_short: self.take_cut_short(),
+            tpr: self.tpr(),
         }
     }
 

@@ -87,6 +87,7 @@ bitfield! {
     struct FaultInfo(u64) {
         1:1 write => bool;
         4:4 fetch => bool;
+        33:33 walk => bool;
     }
 }
 
@@ -161,6 +162,7 @@ fn memory_fault(info: u64, gpa: u64) -> MemoryFault {
         gpa,
         write: info.write().into(),
         fetch: info.fetch().into(),
+        walk: info.walk().into(),
     }
 }
 

@@ -54,6 +54,7 @@ use crate::xvm::ops::Delivery;
 use crate::xvm::ops::Offer;
 use crate::xvm::ops::VcpuConfig;
 use crate::xvm::ops::XvmOps;
+use crate::xvm::state::CodeContext;
 use crate::xvm::state::Event;
 use crate::xvm::state::Gprs;
 use crate::xvm::state::Interruptibility;
@@ -130,8 +131,9 @@ impl XvmOps for Svm {
         vcpu.write_msr(msr, value)
     }
 
-    fn tpr(vcpu: &vcpu::Vcpu) -> u8 {
-        vcpu.tpr()
+    #[inline]
+    fn code_context(vcpu: &vcpu::Vcpu) -> CodeContext {
+        vcpu.code_context()
     }
 
     fn set_tpr(vcpu: &mut vcpu::Vcpu, tpr: u8) {

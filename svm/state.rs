@@ -15,6 +15,7 @@ use super::vmcb::Clean;
 use super::vmcb::Save;
 use crate::linux::x86;
 use crate::xvm::state::seg;
+use crate::xvm::state::CodeContext;
 use crate::xvm::state::DescriptorTable;
 use crate::xvm::state::Segment;
 use crate::xvm::state::SystemRegs;
@@ -230,7 +231,25 @@ impl Vcpu {
         self.flush = true;
     }
 
+    /// What finding the instruction at RIP takes.
+    #[inline]
+    pub(super) fn code_context(&self) -> CodeContext {
+        let save = &self.vmcb().save;
+        let cs = segments(save)[seg::CS];
+        CodeContext {
+            rip: save.rip,
+            cs_base: cs.base,
+            cs_attributes: cs.to_neutral().attributes,
+            cpl: save.cpl & 3,
+            cr0: save.cr0 | self.hidden.cr0_cache,
+            cr3: save.cr3,
+            cr4: save.cr4,
+            efer: save.efer,
+        }
+    }
+
     /// CR8.
+    #[inline]
     pub(super) fn tpr(&self) -> u8 {
         *self.vmcb().control.interrupt.tpr() as u8
     }

@@ -166,5 +166,7 @@ fn memory(vcpu: &Vcpu) -> Exit {
         gpa: vcpu.vmcs.read(field::GUEST_PHYSICAL_ADDRESS),
         write: qualification & 1 << 1 != 0,
         fetch: qualification & 1 << 2 != 0,
+        // Bit 7: there is a linear address; bit 8: the access is to its translation.
+        walk: qualification & 1 << 8 == 0,
     })
 }

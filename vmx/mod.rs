@@ -48,6 +48,7 @@ use crate::xvm::ops::Delivery;
 use crate::xvm::ops::Offer;
 use crate::xvm::ops::VcpuConfig;
 use crate::xvm::ops::XvmOps;
+use crate::xvm::state::CodeContext;
 use crate::xvm::state::Event;
 use crate::xvm::state::Gprs;
 use crate::xvm::state::Interruptibility;
@@ -122,8 +123,8 @@ impl XvmOps for Vmx {
         msr::write(vcpu, msr, value)
     }
 
-    fn tpr(vcpu: &Self::Vcpu) -> u8 {
-        registers::tpr(vcpu)
+    fn code_context(vcpu: &Self::Vcpu) -> CodeContext {
+        registers::code_context(vcpu)
     }
 
     fn set_tpr(vcpu: &mut Self::Vcpu, tpr: u8) {
@@ -139,6 +140,7 @@ impl XvmOps for Vmx {
             // What was offered and not delivered for certain waits for `Exit::InterruptWindow`.
             interrupt_taken: false,
             cut_short: vcpu.events.vectoring.take(),
+            tpr: registers::tpr(vcpu),
         }
     }
 

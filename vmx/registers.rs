@@ -12,6 +12,7 @@ use super::vcpu::Vcpu;
 use super::vmcs::Vmcs;
 use super::vmcs::CR4_VMXE;
 use crate::xvm::state::seg;
+use crate::xvm::state::CodeContext;
 use crate::xvm::state::DescriptorTable;
 use crate::xvm::state::Segment;
 use crate::xvm::state::SystemRegs;
@@ -153,6 +154,36 @@ fn is_pae(cr0: u64, cr4: u64, efer: u64) -> bool {
     cr0 & CR0_PG != 0 && cr4 & CR4_PAE != 0 && efer & EFER_LMA == 0
 }
 
+/// `XvmOps::code_context`.
+pub(super) fn code_context(vcpu: &Vcpu) -> CodeContext {
+    let vmcs = &vcpu.vmcs;
+    let mut context = CodeContext {
+        rip: vcpu.cache.get(vmcs, Cached::Rip),
+        ..CodeContext::default()
+    };
+    vmcs.with(|| {
+        let cs = segment(vmcs, seg::CS);
+        context.cs_base = cs.base;
+        context.cs_attributes = cs.attributes;
+        context.cpl = ((segment(vmcs, seg::SS).attributes >> 5) & 3) as u8;
+        context.cr0 = read_cr0(vmcs);
+        context.cr3 = vmcs.read(field::GUEST_CR3);
+        context.cr4 = read_cr4(vmcs);
+        context.efer = vmcs.read(field::GUEST_EFER);
+    });
+    context
+}
+
+/// CR0 as the guest sees it.
+fn read_cr0(vmcs: &Vmcs) -> u64 {
+    vmcs.read(field::GUEST_CR0) & CR0_GUEST | vmcs.read(field::CR0_SHADOW) & !CR0_GUEST
+}
+
+/// CR4 as the guest sees it.
+fn read_cr4(vmcs: &Vmcs) -> u64 {
+    vmcs.read(field::GUEST_CR4) & CR4_GUEST | vmcs.read(field::CR4_SHADOW) & !CR4_GUEST
+}
+
 /// `XvmOps::system_regs`.
 pub(super) fn system(vcpu: &Vcpu) -> SystemRegs {
     let mut regs = SystemRegs::default();
@@ -173,10 +204,10 @@ fn read_system(vcpu: &Vcpu, regs: &mut SystemRegs) {
         base: vmcs.read(field::GUEST_IDTR_BASE),
         limit: vmcs.read(field::GUEST_IDTR_LIMIT) as u16,
     };
-    regs.cr0 = vmcs.read(field::GUEST_CR0) & CR0_GUEST | vmcs.read(field::CR0_SHADOW) & !CR0_GUEST;
+    regs.cr0 = read_cr0(vmcs);
     regs.cr2 = vcpu.cr2;
     regs.cr3 = vmcs.read(field::GUEST_CR3);
-    regs.cr4 = vmcs.read(field::GUEST_CR4) & CR4_GUEST | vmcs.read(field::CR4_SHADOW) & !CR4_GUEST;
+    regs.cr4 = read_cr4(vmcs);
     regs.efer = vmcs.read(field::GUEST_EFER);
     regs.debug = debug::get(vcpu);
     if is_pae(regs.cr0, regs.cr4, regs.efer) {

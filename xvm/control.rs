@@ -215,7 +215,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Sets CR8, 0 to 15, which is also the task priority of the local APIC.
     pub(crate) fn set_task_priority(&mut self, cr8: u8) {
-        V::set_tpr(&mut self.arch, cr8 & 0xf);
+        self.set_cr8(cr8);
         if let Some(lapic) = &mut self.lapic {
             lapic.set_tpr(cr8 << 4);
             self.shared.mailbox.publish(lapic);
@@ -226,7 +226,7 @@ impl<V: XvmOps> Vcpu<V> {
     pub(crate) fn task_priority(&self) -> u8 {
         match &self.lapic {
             Some(lapic) => lapic.tpr() >> 4,
-            None => V::tpr(&self.arch),
+            None => self.cr8,
         }
     }
 

@@ -32,7 +32,10 @@ impl<V: XvmOps> Vcpu<V> {
             return false;
         }
         if let Some(lapic) = &self.lapic {
-            V::set_tpr(&mut self.arch, lapic.tpr() >> 4);
+            let cr8 = lapic.tpr() >> 4;
+            if cr8 != self.cr8 {
+                self.set_cr8(cr8);
+            }
         }
         let mut offer = Offer::default();
         if let Some(event) = self.events.injected.take() {
@@ -148,10 +151,10 @@ impl<V: XvmOps> Vcpu<V> {
         if delivery.cut_short.is_some() {
             self.events.injected = delivery.cut_short;
         }
+        self.cr8 = delivery.tpr;
         if let Some(lapic) = &mut self.lapic {
-            let tpr = V::tpr(&self.arch);
-            if tpr != lapic.tpr() >> 4 {
-                lapic.set_tpr(tpr << 4);
+            if delivery.tpr != lapic.tpr() >> 4 {
+                lapic.set_tpr(delivery.tpr << 4);
                 self.shared.mailbox.publish(lapic);
             }
         }
@@ -179,30 +182,29 @@ impl<V: XvmOps> Vcpu<V> {
         }
     }
 
-    /// Whether something wakes the vCPU from HLT. `interrupts`: RFLAGS.IF is set and there is no interrupt shadow.
-    fn wakes(&self, interrupts: bool) -> bool {
+    /// Whether something that has come wakes the vCPU from HLT.
+    pub(crate) fn wakes(&mut self) -> bool {
+        self.take_mail();
         let pending = self.lapic.as_ref().is_some_and(|lapic| lapic.pending().is_some());
         let events = &self.events;
         events.nmis != 0
             || events.injected.is_some()
-            || interrupts && (pending || events.interrupt.is_some() || self.pic_interrupt())
+            || ((pending || events.interrupt.is_some() || self.pic_interrupt()) && self.interruptible())
     }
 
     /// Sleeps until the vCPU has to run, or a signal comes (false). Outside of the window.
     pub(crate) fn sleep(&mut self) -> bool {
-        let state = V::interruptibility(&self.arch);
-        let interrupts = state.interrupt_flag;
         while self.mp_state != MpState::Runnable {
-            self.take_mail();
             self.take_init();
+            let wakes = self.mp_state == MpState::Halted && self.wakes();
             self.set_timer();
-            if self.mp_state == MpState::Halted && self.wakes(interrupts) {
+            if wakes {
                 self.mp_state = MpState::Runnable;
             }
             if self.mp_state == MpState::Runnable {
                 break;
             }
-            let pic = self.mp_state == MpState::Halted && interrupts;
+            let pic = self.mp_state == MpState::Halted && self.interruptible();
             let (mailbox, this) = (&self.shared.mailbox, &*self);
             if !self.shared.wait.wait(|| !mailbox.is_empty() || (pic && this.pic_interrupt())) {
                 return false;

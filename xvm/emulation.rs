@@ -23,6 +23,7 @@ use super::replay::Answer;
 use super::replay::Kind;
 use super::replay::PIECE;
 use super::state::seg;
+use super::state::CodeContext;
 use super::state::SystemRegs;
 use super::state::UserRegs;
 use super::state::UNUSABLE;
@@ -56,9 +57,22 @@ pub(crate) enum Emulated {
 pub(super) struct Emulation<'a, V: XvmOps> {
     pub(super) vcpu: &'a mut Vcpu<V>,
     pub(super) user: UserRegs,
-    pub(super) system: SystemRegs,
+    pub(super) context: CodeContext,
+    system: SystemRegs,
     /// An error of the host's, which an access ran into.
     failed: Option<Error>,
+}
+
+/// What becomes of bytes that are no instruction.
+fn refusal(error: DecodeError) -> Stop {
+    match error {
+        DecodeError::TooLong => Stop::Fault(Fault {
+            vector: GENERAL_PROTECTION,
+            error_code: Some(0),
+            address: None,
+        }),
+        _ => Stop::Unknown,
+    }
 }
 
 /// A piece of an access that is inside of one page.
@@ -72,6 +86,7 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
     fn new(vcpu: &'a mut Vcpu<V>) -> Self {
         Self {
             user: V::store_cpu_user_regs(&vcpu.arch),
+            context: V::code_context(&vcpu.arch),
             system: V::system_regs(&vcpu.arch),
             vcpu,
             failed: None,
@@ -79,11 +94,11 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
     }
 
     fn translate(&mut self, linear: u64, write: bool, fetch: bool) -> Result<u64, Stop> {
-        let paging = self.vcpu.paging(&self.system);
+        let paging = self.vcpu.paging(&self.context);
         let access = walk::Access {
             write,
             fetch,
-            user: guest_memory::cpl(&self.system) == 3,
+            user: self.context.cpl == 3,
             implicit: false,
             ac: self.user.rflags & guest_memory::ALIGNMENT_CHECK != 0,
         };
@@ -114,10 +129,7 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
         if first == length {
             return Ok([Some(head), None]);
         }
-        let mut next = linear.wrapping_add(first as u64);
-        if guest_memory::code_size(&self.system) != CodeSize::Bits64 {
-            next &= 0xffff_ffff;
-        }
+        let next = self.context.wrap(linear.wrapping_add(first as u64));
         let tail = Piece {
             gpa: self.translate(next, write, false)?,
             at: first,
@@ -186,38 +198,32 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
     /// The bytes at RIP, as many as there are before a page that faults.
     fn fetch(&mut self) -> Result<([u8; INSN_MAX], usize), Stop> {
         let mut code = [0; INSN_MAX];
-        let linear = guest_memory::code_address(&self.system, self.user.rip);
+        let linear = self.context.linear(self.user.rip);
         let first = INSN_MAX.min(PAGE_SIZE - (linear % PAGE_SIZE as u64) as usize);
         let gpa = self.translate(linear, false, true)?;
         let read = self.vcpu.current_slots().read(gpa, &mut code[..first]);
         read.map_err(|error| self.fail(error))?;
-        let whole = emulate::decode(&code[..first], guest_memory::code_size(&self.system));
+        let whole = emulate::decode(&code[..first], self.context.code_size());
         if first == INSN_MAX || whole != Err(DecodeError::Truncated) {
             return Ok((code, first));
         }
-        let gpa = self.translate(linear.wrapping_add(first as u64), false, true)?;
+        let gpa = self.translate(self.context.wrap(linear.wrapping_add(first as u64)), false, true)?;
         let read = self.vcpu.current_slots().read(gpa, &mut code[first..]);
         read.map_err(|error| self.fail(error))?;
         Ok((code, INSN_MAX))
     }
 
     fn execute(&mut self) -> Result<(), (Stop, [u8; INSN_MAX], usize)> {
-        let (code, length) = match self.vcpu.replay.begin(self.user.rip) {
-            Some(code) => (code, INSN_MAX),
-            None => self.fetch().map_err(|stop| (stop, [0; INSN_MAX], 0))?,
-        };
-        self.vcpu.replay.keep(&code);
-        let insn = match emulate::decode(&code[..length], guest_memory::code_size(&self.system)) {
-            Ok(insn) => insn,
-            Err(DecodeError::TooLong) => {
-                let fault = Fault {
-                    vector: GENERAL_PROTECTION,
-                    error_code: Some(0),
-                    address: None,
-                };
-                return Err((Stop::Fault(fault), code, length));
+        let begun = self.vcpu.replay.begin(self.user.rip);
+        let (insn, code, length) = match begun {
+            Some(insn) => (insn, [0; INSN_MAX], 0),
+            None => {
+                let (code, length) = self.fetch().map_err(|stop| (stop, [0; INSN_MAX], 0))?;
+                let insn = emulate::decode(&code[..length], self.context.code_size());
+                let insn = insn.map_err(|error| (refusal(error), code, length))?;
+                self.vcpu.replay.keep(&insn);
+                (insn, code, length)
             }
-            Err(_) => return Err((Stop::Unknown, code, length)),
         };
         self.execute_one(&insn).map_err(|stop| (stop, code, length))
     }
@@ -293,7 +299,7 @@ impl<V: XvmOps> Machine for Emulation<'_, V> {
     }
 
     fn code_size(&self) -> CodeSize {
-        guest_memory::code_size(&self.system)
+        self.context.code_size()
     }
 
     fn mode(&self) -> Mode {
@@ -462,7 +468,7 @@ impl<V: XvmOps> Vcpu<V> {
         self.vm.irqchip().is_some_and(|irqchip| irqchip.ioapic_write(gpa, value).is_some())
     }
 
-    fn lapic_write(&mut self, offset: u32, value: u32) {
+    pub(crate) fn lapic_write(&mut self, offset: u32, value: u32) {
         let (now, tsc) = (timer::now(), self.guest_tsc());
         if let Some(lapic) = &mut self.lapic {
             let effect = lapic.write(offset, value, now, tsc);

@@ -24,6 +24,8 @@ pub(crate) struct MemoryFault {
     pub(crate) write: bool,
     /// An instruction fetch.
     pub(crate) fetch: bool,
+    /// Made by the CPU's walk of the guest's page tables, not by an instruction's operand.
+    pub(crate) walk: bool,
 }
 
 /// An access to a control register with its operands known. CPUs that don't tell them exit with [`Exit::Instruction`].

@@ -2,11 +2,13 @@
 
 //! Exits that are handled inside the window: nothing here sleeps, allocates, or touches userspace but by reads that may fail.
 
+use super::device_access;
 use super::platform::Gp;
 use super::state::RAX;
 use super::state::RBX;
 use super::state::RCX;
 use super::state::RDX;
+use super::vcpu::MpState;
 use super::vcpu::Vcpu;
 use super::Exit;
 use super::PortAccess;
@@ -41,6 +43,8 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
         Exit::MsrWrite => msr_write(vcpu),
         Exit::Hypercall => hypercall(vcpu),
         Exit::Port(access) => port(vcpu, &access),
+        Exit::Memory(fault) => device_access::local_apic(vcpu, &fault),
+        Exit::Hlt => halt(vcpu),
         // Memory is write-back and coherent: there is nothing to be flushed for the guest.
         Exit::CacheFlush => match vcpu.plan_skip() {
             Some(skip) => vcpu.skip(skip),
@@ -57,7 +61,7 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
         Exit::InterruptWindow if vcpu.lapic.is_some() => true,
         _ => false,
     };
-    if done && vcpu.timer_stale {
+    if done && (vcpu.timer_stale || vcpu.mp_state != MpState::Runnable) {
         Handled::Host
     } else if done {
         Handled::Resume
@@ -126,6 +130,21 @@ fn hypercall<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     vcpu.skip(skip)
 }
 
+/// HLT with the in-kernel local APIC: if something is there to wake the vCPU it does not sleep.
+fn halt<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+    if vcpu.lapic.is_none() {
+        return false;
+    }
+    let Some(skip) = vcpu.plan_skip() else {
+        return false;
+    };
+    vcpu.skip(skip);
+    if !vcpu.wakes() {
+        vcpu.mp_state = MpState::Halted;
+    }
+    true
+}
+
 /// Ports of the 8259 pair; the others are dealt with outside.
 fn port<V: XvmOps>(vcpu: &mut Vcpu<V>, access: &PortAccess) -> bool {
     let Some(irqchip) = vcpu.vm.irqchip() else {
@@ -165,7 +184,7 @@ impl<V: XvmOps> Vcpu<V> {
         if self.vm.machine.caps.instruction_length {
             return Some(Skip::BY_CPU);
         }
-        self.decode_nofault().map(|insn| Skip::bytes(insn.length))
+        self.length_nofault().map(Skip::bytes)
     }
 
     /// Moves RIP behind the instruction.

@@ -10,8 +10,7 @@ use super::emulate::walk::TableAccess;
 use super::emulate::CodeSize;
 use super::emulate::Insn;
 use super::memory::Slots;
-use super::state::seg;
-use super::state::SystemRegs;
+use super::state::CodeContext;
 use super::vcpu::Vcpu;
 use super::XvmOps;
 use kernel::prelude::*;
@@ -53,10 +52,13 @@ impl TableAccess for Present<'_> {
     type Error = Error;
 
     fn read(&mut self, gpa: u64, size: u8) -> Result<u64> {
-        let mut bytes = [0; 8];
-        let part = bytes.get_mut(..usize::from(size)).ok_or(EINVAL)?;
-        self.0.read_nofault(gpa, part)?;
-        Ok(u64::from_le_bytes(bytes))
+        // An entry of 4 bytes at a page's end is the upper half of the eight before it.
+        let word = self.0.read_word_nofault(gpa & !7)?;
+        Ok(match (size, gpa & 4) {
+            (8, _) => word,
+            (_, 0) => word & 0xffff_ffff,
+            _ => word >> 32,
+        })
     }
 
     fn compare_exchange(&mut self, _: u64, _: u8, _: u64, _: u64) -> Result<bool> {
@@ -64,34 +66,35 @@ impl TableAccess for Present<'_> {
     }
 }
 
-/// Default operand and address size of the code that runs.
-pub(crate) fn code_size(system: &SystemRegs) -> CodeSize {
-    const LONG: u16 = 1 << 9;
-    const DEFAULT_32: u16 = 1 << 10;
-    const LMA: u64 = 1 << 10;
-    let attributes = system.segments[seg::CS].attributes;
-    if system.efer & LMA != 0 && attributes & LONG != 0 {
-        CodeSize::Bits64
-    } else if attributes & DEFAULT_32 != 0 {
-        CodeSize::Bits32
-    } else {
-        CodeSize::Bits16
+impl CodeContext {
+    /// Default operand and address size of the code that runs.
+    pub(crate) fn code_size(&self) -> CodeSize {
+        const LONG: u16 = 1 << 9;
+        const DEFAULT_32: u16 = 1 << 10;
+        const LMA: u64 = 1 << 10;
+        if self.efer & LMA != 0 && self.cs_attributes & LONG != 0 {
+            CodeSize::Bits64
+        } else if self.cs_attributes & DEFAULT_32 != 0 {
+            CodeSize::Bits32
+        } else {
+            CodeSize::Bits16
+        }
     }
-}
 
-/// The current privilege level: SS.DPL, as both vendors keep it; 0 in real mode.
-pub(crate) fn cpl(system: &SystemRegs) -> u8 {
-    if system.cr0 & 1 == 0 {
-        return 0;
+    /// Linear address of the instruction at `rip`.
+    pub(crate) fn linear(&self, rip: u64) -> u64 {
+        match self.code_size() {
+            CodeSize::Bits64 => rip,
+            _ => self.cs_base.wrapping_add(rip) & 0xffff_ffff,
+        }
     }
-    ((system.segments[seg::SS].attributes >> 5) & 3) as u8
-}
 
-/// Linear address of the instruction at `rip`.
-pub(crate) fn code_address(system: &SystemRegs, rip: u64) -> u64 {
-    match code_size(system) {
-        CodeSize::Bits64 => rip,
-        _ => system.segments[seg::CS].base.wrapping_add(rip) & 0xffff_ffff,
+    /// An address that follows another: it wraps at 4 GiB outside of 64-bit mode.
+    pub(crate) fn wrap(&self, linear: u64) -> u64 {
+        match self.code_size() {
+            CodeSize::Bits64 => linear,
+            _ => linear & 0xffff_ffff,
+        }
     }
 }
 
@@ -100,45 +103,77 @@ pub(crate) fn is_virtual_8086(rflags: u64) -> bool {
     rflags & VIRTUAL_8086 != 0
 }
 
+/// The length of an instruction that is the same in every mode and that has no prefix, as nearly all that are intercepted.
+fn plain_length(bytes: &[u8; INSN_MAX]) -> Option<u8> {
+    match bytes {
+        // CPUID, WRMSR, RDMSR, INVD, WBINVD.
+        [0x0f, 0xa2 | 0x30 | 0x32 | 0x08 | 0x09, ..] => Some(2),
+        // VMCALL, XSETBV, VMMCALL.
+        [0x0f, 0x01, 0xc1 | 0xd1 | 0xd9, ..] => Some(3),
+        // HLT.
+        [0xf4, ..] => Some(1),
+        _ => None,
+    }
+}
+
 impl<V: XvmOps> Vcpu<V> {
     /// The registers that rule translation.
-    pub(crate) fn paging(&self, system: &SystemRegs) -> Paging {
+    pub(crate) fn paging(&self, context: &CodeContext) -> Paging {
+        let model = self.cpuid.model();
         Paging {
-            cr0: system.cr0,
-            cr3: system.cr3,
-            cr4: system.cr4,
-            efer: system.efer,
+            cr0: context.cr0,
+            cr3: context.cr3,
+            cr4: context.cr4,
+            efer: context.efer,
             // Read again from memory, as SVM does: what VMX cached differs only if the guest changed them without loading CR3.
             pdptes: None,
-            maxphyaddr: self.cpuid.model().maxphyaddr,
-            gigabyte_pages: self.cpuid.model().gigabyte_pages,
+            maxphyaddr: model.maxphyaddr,
+            gigabyte_pages: model.gigabyte_pages,
         }
+    }
+
+    /// The bytes at RIP, as many as are present, without sleeping; at least one. Inside the window.
+    fn fetch_nofault(&mut self, context: &CodeContext) -> Option<([u8; INSN_MAX], usize)> {
+        const PAGE: usize = 4096;
+        let paging = self.paging(context);
+        let access = Access {
+            fetch: true,
+            user: context.cpl == 3,
+            ..Access::default()
+        };
+        let linear = context.linear(context.rip);
+        let slots = self.current_slots();
+        let mut bytes = [0; INSN_MAX];
+        let gpa = walk::inspect(&mut Present(slots), &paging, linear, access).ok()?.gpa;
+        let room = PAGE - (linear % PAGE as u64) as usize;
+        if room > INSN_MAX {
+            let (low, high) = (slots.read_word_nofault(gpa).ok()?, slots.read_word_nofault(gpa + 8).ok()?);
+            bytes[..8].copy_from_slice(&low.to_le_bytes());
+            bytes[8..].copy_from_slice(&high.to_le_bytes()[..7]);
+            return Some((bytes, INSN_MAX));
+        }
+        let (head, tail) = bytes.split_at_mut(room.min(INSN_MAX));
+        slots.read_nofault(gpa, head).ok()?;
+        // Most instructions end before the page does, and the next one may not be there.
+        let rest = walk::inspect(&mut Present(slots), &paging, context.wrap(linear.wrapping_add(room as u64)), access);
+        let whole = rest.is_ok_and(|rest| slots.read_nofault(rest.gpa, tail).is_ok());
+        Some((bytes, if whole { INSN_MAX } else { room }))
     }
 
     /// Decodes the instruction at RIP if its bytes are present, without sleeping. Inside the window.
     pub(crate) fn decode_nofault(&mut self) -> Option<Insn> {
-        let rip = V::store_cpu_user_regs(&self.arch).rip;
-        let system = V::system_regs(&self.arch);
-        let paging = self.paging(&system);
-        let access = Access {
-            fetch: true,
-            user: cpl(&system) == 3,
-            ..Access::default()
-        };
-        let linear = code_address(&system, rip);
-        let slots = self.current_slots();
-        let mut bytes = [0; INSN_MAX];
-        // Most instructions end before the page does.
-        let first = INSN_MAX.min(4096 - (linear % 4096) as usize);
-        let (head, tail) = bytes.split_at_mut(first);
-        let gpa = walk::inspect(&mut Present(slots), &paging, linear, access).ok()?.gpa;
-        slots.read_nofault(gpa, head).ok()?;
-        if let Ok(insn) = emulate::decode(head, code_size(&system)) {
-            return Some(insn);
-        }
-        let linear = linear.wrapping_add(first as u64);
-        let gpa = walk::inspect(&mut Present(slots), &paging, linear, access).ok()?.gpa;
-        slots.read_nofault(gpa, tail).ok()?;
-        emulate::decode(&bytes, code_size(&system)).ok()
+        let context = V::code_context(&self.arch);
+        let (bytes, length) = self.fetch_nofault(&context)?;
+        emulate::decode(bytes.get(..length)?, context.code_size()).ok()
+    }
+
+    /// The length of the intercepted instruction at RIP, as [`Vcpu::decode_nofault`].
+    pub(crate) fn length_nofault(&mut self) -> Option<u8> {
+        let context = V::code_context(&self.arch);
+        let (bytes, length) = self.fetch_nofault(&context)?;
+        plain_length(&bytes).or_else(|| {
+            let insn = emulate::decode(bytes.get(..length)?, context.code_size());
+            insn.ok().map(|insn| insn.length)
+        })
     }
 }

@@ -238,6 +238,11 @@ impl IrqChip {
         self.with(|chips| chips.pit.as_mut().map(|pit| pit.write(port, value, timer::now())))
     }
 
+    /// Whether guest-physical `gpa` is one of the IOAPIC's registers.
+    pub(crate) fn is_ioapic(&self, gpa: u64) -> bool {
+        self.chips.lock().ioapic.offset(gpa).is_some()
+    }
+
     /// Reads the IOAPIC's register at guest-physical `gpa`; `None` when it isn't one.
     pub(crate) fn ioapic_read(&self, gpa: u64) -> Option<u32> {
         let chips = self.chips.lock();

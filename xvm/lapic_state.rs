@@ -49,7 +49,7 @@ impl<V: XvmOps> Vcpu<V> {
             .set_state(&page, WIDE_IDS, timer::now())
             .map_err(|_| EINVAL)?;
         let priority = lapic.tpr() >> 4;
-        V::set_tpr(&mut self.arch, priority);
+        self.set_cr8(priority);
         self.apply(Effect::TimerChanged);
         Ok(0)
     }

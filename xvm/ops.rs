@@ -13,6 +13,7 @@
 //! vCPU's lock, and does not sleep.
 
 use super::memory::PageFormat;
+use super::state::CodeContext;
 use super::state::Event;
 use super::state::Gprs;
 use super::state::Interruptibility;
@@ -49,8 +50,6 @@ pub(crate) struct Features {
 pub(crate) struct VcpuConfig {
     /// Host physical address of the root of the VM's second-level page tables, 4 KiB aligned.
     pub(crate) root: u64,
-    /// Number of physical address bits of the guest, as in its CPUID 8000_0008 EAX[7:0].
-    pub(crate) maxphyaddr: u8,
 }
 
 /// What the guest is to get, or tell, as soon as it can take it. Each offer replaces the one before.
@@ -71,6 +70,8 @@ pub(crate) struct Delivery {
     pub(crate) interrupt_taken: bool,
     /// The event whose delivery the exit cut short (SVM EXITINTINFO, VMX IDT-vectoring information).
     pub(crate) cut_short: Option<Event>,
+    /// CR8, 0 to 15, as the guest last wrote it.
+    pub(crate) tpr: u8,
 }
 
 /// A CPU vendor's virtualisation extension.
@@ -149,8 +150,8 @@ pub(crate) trait XvmOps: Sized + Send + Sync + 'static {
     /// Writes such an MSR; the caller has checked the value (canonical, reserved bits). `false` for any other.
     fn write_msr(vcpu: &mut Self::Vcpu, msr: u32, value: u64) -> bool;
 
-    /// CR8, 0 to 15, as the guest last wrote it.
-    fn tpr(vcpu: &Self::Vcpu) -> u8;
+    /// Reads what finding the instruction at RIP takes: a part of the registers above, cheap enough for every exit.
+    fn code_context(vcpu: &Self::Vcpu) -> CodeContext;
 
     /// Sets CR8, 0 to 15.
     fn set_tpr(vcpu: &mut Self::Vcpu, tpr: u8);

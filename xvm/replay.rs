@@ -4,9 +4,9 @@
 //!
 //! An instruction that needs userspace is stopped and executed again from its start when userspace has answered. What it did before
 //! is remembered here in order: a read that was answered gives the same data again, a write that was made isn't made
-//! again. The bytes of the instruction are kept too, so that it is the same instruction that goes on.
+//! again. The decoded instruction is kept too, so that it is the same one that goes on.
 
-use super::guest_memory::INSN_MAX;
+use super::emulate::Insn;
 
 /// An instruction makes few accesses: two operands, each in two pages, in pieces of eight bytes.
 const ACCESSES: usize = 16;
@@ -50,8 +50,7 @@ pub(crate) struct Replay {
     next: usize,
     /// What userspace has been asked for.
     asked: Option<Access>,
-    code: [u8; INSN_MAX],
-    code_length: usize,
+    insn: Option<Insn>,
     rip: u64,
 }
 
@@ -62,8 +61,7 @@ impl Default for Replay {
             count: 0,
             next: 0,
             asked: None,
-            code: [0; INSN_MAX],
-            code_length: 0,
+            insn: None,
             rip: 0,
         }
     }
@@ -83,7 +81,9 @@ pub(crate) enum Answer {
 impl Replay {
     /// Forgets all: the instruction is complete, or given up.
     pub(crate) fn clear(&mut self) {
-        *self = Self::default();
+        self.commit();
+        self.asked = None;
+        self.insn = None;
     }
 
     /// The registers hold the result of all accesses so far.
@@ -92,27 +92,20 @@ impl Replay {
         self.next = 0;
     }
 
-    /// Starts, or starts again, the instruction at `rip`. Returns the bytes that it was when it began, if it had begun.
-    pub(crate) fn begin(&mut self, rip: u64) -> Option<[u8; INSN_MAX]> {
-        if self.code_length == 0 || self.rip != rip {
+    /// Starts, or starts again, the instruction at `rip`. Returns it if it had begun.
+    pub(crate) fn begin(&mut self, rip: u64) -> Option<Insn> {
+        if self.rip != rip {
             // The VMM moved the vCPU elsewhere: what was under way there is gone.
             self.clear();
             self.rip = rip;
-            return None;
         }
         self.next = 0;
-        Some(self.code)
+        self.insn
     }
 
-    /// Keeps the instruction's bytes.
-    pub(crate) fn keep(&mut self, code: &[u8; INSN_MAX]) {
-        self.code = *code;
-        self.code_length = INSN_MAX;
-    }
-
-    /// Whether an instruction is under way, with its RIP.
-    pub(crate) fn under_way(&self) -> bool {
-        self.code_length != 0
+    /// Keeps the instruction.
+    pub(crate) fn keep(&mut self, insn: &Insn) {
+        self.insn = Some(*insn);
     }
 
     /// The instruction makes an access.

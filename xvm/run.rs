@@ -2,11 +2,11 @@
 
 //! `KVM_RUN` (api.rst, 4.10): the loop around the window, and the exits that are handled outside of it.
 
+use super::device_access::PlainMove;
 use super::emulation::Emulated;
 use super::exits::Skip;
 use super::memory::Filled;
 use super::platform::lapic::Reset;
-use super::replay::Kind;
 use super::state::seg;
 use super::state::DebugRegs;
 use super::state::Interruptibility;
@@ -25,8 +25,6 @@ use super::XvmOps;
 use crate::linux::task;
 use crate::linux::task::SignalMask;
 use crate::uapi;
-use crate::uapi::kvm_run;
-use core::mem::offset_of;
 use kernel::prelude::*;
 
 /// What the last exit to userspace left to be done before the guest goes on.
@@ -41,14 +39,23 @@ pub(crate) enum Pending {
         /// RIP of the instruction: if the VMM moved it, the instruction is no longer to be completed.
         rip: u64,
     },
+    /// The VMM carried out the one access to memory of a move.
+    Move {
+        /// The move.
+        plain: PlainMove,
+        /// RIP of the instruction, as above.
+        rip: u64,
+    },
     /// The VMM carried out an access of the instruction under emulation.
     Access,
 }
 
 /// Whether the guest goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
+pub(super) enum Next {
+    /// It does.
     Guest,
+    /// Userspace has to do something first.
     Userspace,
 }
 
@@ -72,17 +79,16 @@ impl<V: XvmOps> Vcpu<V> {
 
     fn run_guest(&mut self) -> Result {
         if self.lapic.is_none() {
-            let cr8: u64 = self.pages.get(offset_of!(kvm_run, cr8)).unwrap_or(0);
+            let cr8: u64 = self.asked_cr8();
             self.set_cr8((cr8 & 0xf) as u8);
         }
         if self.complete()? == Next::Userspace {
             return Ok(());
         }
-        if self.pages.get::<u8>(offset_of!(kvm_run, immediate_exit__unsafe)) != Some(0) {
+        if self.immediate_exit() {
             return Err(EINTR);
         }
-        let window: u8 = self.pages.get(offset_of!(kvm_run, request_interrupt_window)).unwrap_or(0);
-        self.window_wanted = window != 0 && self.lapic.is_none();
+        self.window_wanted = self.asked_window() && self.lapic.is_none();
         if self.window_wanted && self.ready_for_interrupt() {
             self.set_exit(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
             return Ok(());
@@ -118,7 +124,7 @@ impl<V: XvmOps> Vcpu<V> {
             Exit::Port(access) if !access.string => self.port(&access),
             Exit::Port(_) | Exit::Instruction => self.emulate_exit(),
             Exit::Cr(access) => {
-                let before = self.current_tpr();
+                let before = self.cr8;
                 self.access_cr(&access);
                 self.after_cr8(before)
             }
@@ -144,13 +150,31 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     fn memory_fault(&mut self, fault: &MemoryFault) -> Result<Next> {
-        let vm = self.vm.clone();
-        let (slots, generation) = (self.slots.clone(), self.generation);
-        match vm.memory.fill(&slots, generation, fault.gpa, fault.write)? {
+        let (memory, slots, spare) = (&self.vm.memory, &self.slots, &mut self.spare);
+        match memory.fill(slots, self.generation, fault.gpa, fault.write, spare)? {
             Filled::Done => Ok(Next::Guest),
             Filled::Device if fault.fetch => Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[])),
+            Filled::Device if self.plain_move(fault) => Ok(Next::Userspace),
             Filled::Device => self.emulate_exit(),
         }
+    }
+
+    /// Asks the VMM for the access of a move between a register and a device of its own, without the emulator. False when the
+    /// instruction isn't such a move.
+    fn plain_move(&mut self, fault: &MemoryFault) -> bool {
+        if self.is_kernel_device(fault.gpa) {
+            return false;
+        }
+        let Some(plain) = self.decode_move(fault) else {
+            return false;
+        };
+        let data = plain.source.map_or([0; 8], |source| self.move_data(source));
+        self.exit_mmio(fault.gpa, &data, plain.size.into(), plain.source.is_some());
+        self.pending = Pending::Move {
+            plain,
+            rip: V::code_context(&self.arch).rip,
+        };
+        true
     }
 
     fn port(&mut self, access: &PortAccess) -> Result<Next> {
@@ -173,7 +197,7 @@ impl<V: XvmOps> Vcpu<V> {
         }
         self.pending = Pending::Port {
             access: *access,
-            rip: V::store_cpu_user_regs(&self.arch).rip,
+            rip: V::code_context(&self.arch).rip,
         };
         self.exit_io(access.input, access.size, access.port, 1);
         Ok(Next::Userspace)
@@ -187,17 +211,21 @@ impl<V: XvmOps> Vcpu<V> {
                 self.complete_port(&access, rip);
                 Ok(Next::Guest)
             }
+            Pending::Move { plain, rip } => {
+                if V::code_context(&self.arch).rip == rip {
+                    self.complete_move(&plain);
+                }
+                Ok(Next::Guest)
+            }
             Pending::Access => {
-                let mut data = [0; 8];
-                self.pages.read(offset_of!(kvm_run, __bindgen_anon_1.mmio.data), &mut data);
-                self.replay.answered(data);
+                self.replay.answered(self.mmio_data());
                 self.emulate_exit()
             }
         }
     }
 
     fn complete_port(&mut self, access: &PortAccess, rip: u64) {
-        if V::store_cpu_user_regs(&self.arch).rip != rip {
+        if V::code_context(&self.arch).rip != rip {
             return;
         }
         if access.input {
@@ -216,7 +244,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Emulates the instruction at RIP.
     fn emulate_exit(&mut self) -> Result<Next> {
-        let before = self.current_tpr();
+        let before = self.cr8;
         match self.emulate() {
             Emulated::Done => self.after_cr8(before),
             Emulated::Failed(error) => Err(error),
@@ -231,17 +259,18 @@ impl<V: XvmOps> Vcpu<V> {
         }
     }
 
+    /// HLT without an in-kernel local APIC is the VMM's business.
     fn halt(&mut self) -> Result<Next> {
         let Some(skip) = self.plan_skip() else {
             return self.touch_code();
         };
-        self.skip(skip);
-        if self.lapic.is_none() {
-            self.set_exit(uapi::KVM_EXIT_HLT);
-            return Ok(Next::Userspace);
+        if self.lapic.is_some() {
+            // Inside the window the instruction's bytes weren't at hand; they are now, and the guest does it again.
+            return Ok(Next::Guest);
         }
-        self.mp_state = MpState::Halted;
-        Ok(Next::Guest)
+        self.skip(skip);
+        self.set_exit(uapi::KVM_EXIT_HLT);
+        Ok(Next::Userspace)
     }
 
     fn xsetbv_exit(&mut self) {
@@ -274,15 +303,11 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// With the local APIC in userspace the VMM is told when the guest lowers CR8.
     fn after_cr8(&mut self, before: u8) -> Result<Next> {
-        if self.lapic.is_none() && self.current_tpr() < before {
+        if self.lapic.is_none() && self.cr8 < before {
             self.set_exit(uapi::KVM_EXIT_SET_TPR);
             return Ok(Next::Userspace);
         }
         Ok(Next::Guest)
-    }
-
-    fn current_tpr(&self) -> u8 {
-        V::tpr(&self.arch)
     }
 
     fn shut_down(&mut self) -> Result<Next> {
@@ -353,97 +378,7 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     /// Whether the VMM may queue an interrupt now.
-    fn ready_for_interrupt(&self) -> bool {
+    pub(super) fn ready_for_interrupt(&self) -> bool {
         self.interruptible() && self.events.interrupt.is_none() && self.events.injected.is_none()
-    }
-
-    // --- struct kvm_run (api.rst, section 5) ---
-
-    /// Sets the exit reason.
-    fn set_exit(&self, reason: u32) {
-        self.pages.set(offset_of!(kvm_run, exit_reason), reason);
-    }
-
-    fn exit_io(&self, input: bool, size: u8, port: u16, count: u32) {
-        let direction = if input { uapi::KVM_EXIT_IO_IN } else { uapi::KVM_EXIT_IO_OUT };
-        let pages = &self.pages;
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.direction), direction as u8);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.size), size);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.port), port);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.count), count);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.data_offset), PORT_DATA as u64);
-        self.set_exit(uapi::KVM_EXIT_IO);
-    }
-
-    /// Asks userspace for the access that the emulator stopped at.
-    fn exit_access(&self) {
-        let Some(access) = self.replay.asked() else {
-            return;
-        };
-        if matches!(access.kind, Kind::PortIn | Kind::PortOut) {
-            let size = access.data[0].max(1);
-            let count = u32::from(access.length) / u32::from(size);
-            self.exit_io(access.kind == Kind::PortIn, size, access.address as u16, count);
-            return;
-        }
-        let pages = &self.pages;
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.phys_addr), access.address);
-        pages.write(offset_of!(kvm_run, __bindgen_anon_1.mmio.data), &access.data);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.len), u32::from(access.length));
-        let write = access.kind == Kind::Write;
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.is_write), u8::from(write));
-        self.set_exit(uapi::KVM_EXIT_MMIO);
-    }
-
-    fn fail_entry(&self, reason: u64) -> Next {
-        let pages = &self.pages;
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.fail_entry.hardware_entry_failure_reason), reason);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.fail_entry.cpu), self.last_cpu);
-        self.set_exit(uapi::KVM_EXIT_FAIL_ENTRY);
-        Next::Userspace
-    }
-
-    fn unknown_exit(&self, code: u64) -> Next {
-        let pages = &self.pages;
-        let data = offset_of!(kvm_run, __bindgen_anon_1.internal.data);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.ndata), 2u32);
-        pages.set(data, code);
-        pages.set(data + 8, u64::from(self.last_cpu));
-        pages.set(
-            offset_of!(kvm_run, __bindgen_anon_1.internal.suberror),
-            uapi::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
-        );
-        self.set_exit(uapi::KVM_EXIT_INTERNAL_ERROR);
-        Next::Userspace
-    }
-
-    /// An internal error, with the bytes of the instruction that was the reason (`KVM_EXIT_INTERNAL_ERROR`,
-    /// `emulation_failure`).
-    fn internal_error(&self, suberror: u32, code: &[u8]) -> Next {
-        let pages = &self.pages;
-        let at = offset_of!(kvm_run, __bindgen_anon_1.emulation_failure.flags);
-        let bytes = u64::from(!code.is_empty()) * u64::from(uapi::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.suberror), suberror);
-        // Two words of flags and bytes follow `ndata` and `flags` (api.rst, KVM_CAP_EXIT_ON_EMULATION_FAILURE).
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.ndata), if code.is_empty() { 1u32 } else { 4 });
-        pages.set(at, bytes);
-        let mut insn = [0u8; 16];
-        insn[0] = code.len().min(15) as u8;
-        insn[1..=code.len().min(15)].copy_from_slice(&code[..code.len().min(15)]);
-        pages.write(at + 8, &insn);
-        self.set_exit(uapi::KVM_EXIT_INTERNAL_ERROR);
-        Next::Userspace
-    }
-
-    /// What every return from `KVM_RUN` tells.
-    fn fill_run_page(&self) {
-        let pages = &self.pages;
-        let state = V::interruptibility(&self.arch);
-        let ready = self.lapic.is_some() || self.ready_for_interrupt();
-        pages.set(offset_of!(kvm_run, if_flag), u8::from(state.interrupt_flag));
-        pages.set(offset_of!(kvm_run, ready_for_interrupt_injection), u8::from(ready));
-        pages.set(offset_of!(kvm_run, cr8), u64::from(self.current_tpr()));
-        pages.set(offset_of!(kvm_run, apic_base), self.apic_base());
-        pages.set(offset_of!(kvm_run, flags), 0u16);
     }
 }

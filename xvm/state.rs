@@ -93,6 +93,27 @@ pub(crate) struct SystemRegs {
     pub(crate) debug: DebugRegs,
 }
 
+/// What finding the instruction at RIP takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CodeContext {
+    /// RIP.
+    pub(crate) rip: u64,
+    /// Base of CS.
+    pub(crate) cs_base: u64,
+    /// Attributes of CS, as in [`Segment`].
+    pub(crate) cs_attributes: u16,
+    /// The current privilege level, 0 to 3.
+    pub(crate) cpl: u8,
+    /// CR0.
+    pub(crate) cr0: u64,
+    /// CR3.
+    pub(crate) cr3: u64,
+    /// CR4.
+    pub(crate) cr4: u64,
+    /// EFER, with LMA.
+    pub(crate) efer: u64,
+}
+
 /// The debug registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DebugRegs {

@@ -11,7 +11,6 @@ use super::emulate::Operand;
 use super::emulate::Stop;
 use super::emulation::Emulation;
 use super::exits::NO_SUCH_HYPERCALL;
-use super::guest_memory;
 use super::XvmOps;
 use super::CrAccess;
 use super::vcpu::Vcpu;
@@ -51,16 +50,13 @@ impl<V: XvmOps> Emulation<'_, V> {
         };
         if result.is_ok() {
             let rip = self.user.rip.wrapping_add(insn.length.into());
-            self.user.rip = match guest_memory::code_size(&self.system) {
-                emulate::CodeSize::Bits64 => rip,
-                _ => rip & 0xffff_ffff,
-            };
+            self.user.rip = self.context.wrap(rip);
         }
         Some(result)
     }
 
     fn privileged(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Fault>) -> Result<(), Stop> {
-        if guest_memory::cpl(&self.system) != 0 {
+        if self.context.cpl != 0 {
             return Err(Stop::Fault(PRIVILEGE));
         }
         work(self).map_err(Stop::Fault)
@@ -97,10 +93,7 @@ impl<V: XvmOps> Vcpu<V> {
             2 => system.cr2,
             3 => system.cr3,
             4 => system.cr4,
-            _ => match &self.lapic {
-                Some(lapic) => u64::from(lapic.tpr() >> 4),
-                None => V::tpr(&self.arch).into(),
-            },
+            _ => self.task_priority().into(),
         }
     }
 }

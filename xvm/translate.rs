@@ -19,7 +19,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// `EFAULT`. An address that leads nowhere is no error: `valid` is 0.
     pub(crate) fn translate(&mut self, arg: usize) -> Result<isize> {
         let asked: kvm_translation = user::read(arg)?;
-        let paging = self.paging(&V::system_regs(&self.arch));
+        let paging = self.paging(&V::code_context(&self.arch));
         // As the kernel of the guest reads it, with SMAP put aside.
         let access = Access {
             ac: true,

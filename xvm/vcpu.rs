@@ -11,6 +11,7 @@ use super::events::Events;
 use super::extension;
 use super::kick::Presence;
 use super::memory::Slots;
+use super::memory::Spare;
 use super::msr::Msrs;
 use super::ops::VcpuConfig;
 use super::platform::lapic::Lapic;
@@ -139,6 +140,10 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) flushed: u64,
     /// The CPU that it ran on last.
     pub(crate) last_cpu: u32,
+    /// CR8 as the guest last wrote it; the local APIC, if there is one, has it too.
+    pub(crate) cr8: u8,
+    /// Tables for the next page that is mapped.
+    pub(crate) spare: Spare,
     /// What the guest's TSC adds to the host's.
     pub(crate) tsc_offset: u64,
     /// The local APIC's timer may be due at another time than the host's timer is set to.
@@ -154,7 +159,6 @@ impl<V: XvmOps> Vcpu<V> {
         let (slots, generation) = vm.memory.slots();
         let config = VcpuConfig {
             root: vm.memory.root(),
-            maxphyaddr: vm.machine.maxphyaddr(),
         };
         let bootstrap = shared.id == 0;
         let lapic = match vm.irqchip() {
@@ -183,6 +187,8 @@ impl<V: XvmOps> Vcpu<V> {
             generation,
             flushed: 0,
             last_cpu: u32::MAX,
+            cr8: 0,
+            spare: Spare::default(),
             tsc_offset: 0,
             timer_stale: false,
             window_wanted: false,
@@ -204,6 +210,17 @@ impl<V: XvmOps> Vcpu<V> {
     /// The guest's TSC now.
     pub(crate) fn guest_tsc(&self) -> u64 {
         x86::rdtsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// Sets CR8, 0 to 15, in the vendor's part alone.
+    pub(crate) fn set_cr8(&mut self, cr8: u8) {
+        self.cr8 = cr8 & 0xf;
+        V::set_tpr(&mut self.arch, self.cr8);
+    }
+
+    /// Whether guest-physical `gpa` is memory, which goes before any device.
+    pub(crate) fn slots_cover(&mut self, gpa: u64) -> bool {
+        self.current_slots().by_gpa(gpa).is_some()
     }
 
     /// The VM's slots as they are now.

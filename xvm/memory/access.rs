@@ -45,6 +45,17 @@ impl Slots {
         self.pieces(gpa, to.len(), |address, _, part| user::read_nofault(address, &mut to[part]))
     }
 
+    /// Reads eight bytes that are inside of one page, if they are present, without sleeping, also inside the window.
+    ///
+    /// # Errors
+    ///
+    /// As [`Slots::read_nofault`].
+    #[inline]
+    pub(crate) fn read_word_nofault(&self, gpa: u64) -> Result<u64> {
+        let region = self.by_gpa(gpa).ok_or(ENXIO)?;
+        user::read_word_nofault(region.user_address(gpa))
+    }
+
     /// Copies into guest memory. May sleep.
     ///
     /// # Errors

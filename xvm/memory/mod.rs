@@ -20,3 +20,4 @@ pub(crate) use slots::Slots;
 pub(crate) use slots::SLOT_LIMIT;
 pub(crate) use space::Filled;
 pub(crate) use space::Memory;
+pub(crate) use tables::Spare;

@@ -178,19 +178,20 @@ impl<F: PageFormat> Memory<F> {
         }
     }
 
-    /// Makes guest-physical `gpa` accessible to the guest, by `slots` (and their `generation`). In the VMM's process. May sleep.
+    /// Makes guest-physical `gpa` accessible to the guest, by `slots` (and their `generation`), with tables from `spare`. In
+    /// the VMM's process. May sleep.
     ///
     /// # Errors
     ///
     /// `EFAULT` when the VMM has nothing mapped there, `EHWPOISON`, `EINTR`, `ENOMEM`.
-    pub(crate) fn fill(&self, slots: &Slots, generation: u64, gpa: u64, write: bool) -> Result<Filled> {
+    pub(crate) fn fill(&self, slots: &Slots, generation: u64, gpa: u64, write: bool, spare: &mut Spare) -> Result<Filled> {
         let Some(region) = slots.by_gpa(gpa) else {
             return Ok(Filled::Device);
         };
         if write && region.read_only {
             return Ok(Filled::Device);
         }
-        let mut spare = Spare::new()?;
+        spare.fill()?;
         let sequence = self.guarded.lock().sequence;
         let user = region.user_address(gpa & !0xfff);
         let page = UserPage::fault_in(user, write)?;
@@ -211,7 +212,7 @@ impl<F: PageFormat> Memory<F> {
                 task::cond_resched();
                 return Ok(Filled::Done);
             }
-            guarded.tables.map(&mapping, &mut spare)
+            guarded.tables.map(&mapping, spare)
         };
         if replaced.is_some() {
             self.flush();

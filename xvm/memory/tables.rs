@@ -27,21 +27,25 @@ fn index(gpa: u64, level: u32) -> usize {
     ((gpa >> (12 + 9 * (level - 1))) % ENTRIES as u64) as usize
 }
 
-/// Tables made before a lock is taken under which none can be made.
+/// Tables made before a lock is taken under which none can be made. What isn't used is kept for the next time.
+#[derive(Default)]
 pub(crate) struct Spare {
     tables: [Option<Table>; 3],
 }
 
 impl Spare {
-    /// Enough for any one page.
+    /// Makes it enough for any one page. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new() -> Result<Self> {
-        Ok(Self {
-            tables: [Some(Table::new()?), Some(Table::new()?), Some(Table::new()?)],
-        })
+    pub(super) fn fill(&mut self) -> Result {
+        for slot in &mut self.tables {
+            if slot.is_none() {
+                *slot = Some(Table::new()?);
+            }
+        }
+        Ok(())
     }
 
     fn take(&mut self) -> Option<Table> {
@@ -86,7 +90,7 @@ impl<F: PageFormat> Tables<F> {
         self.root.phys()
     }
 
-    /// Maps a page; an entry that maps something already is replaced. Returns a table that a larger page took the place of,
+    /// Maps a page; an entry that maps one of the same size already is replaced. Returns a table that a larger page took the place of,
     /// which must live until every TLB is flushed.
     ///
     /// Addresses beyond four levels are left alone.
@@ -106,7 +110,10 @@ impl<F: PageFormat> Tables<F> {
         for level in (leaf_level + 1..=ROOT_LEVEL).rev() {
             let at = index(mapping.gpa, level);
             if !view.owns(at) {
-                // A larger page here goes: what it mapped is filled again on demand.
+                if view.get(at) & F::PRESENT != 0 {
+                    // A larger page is here, which is always writable: another vCPU was faster.
+                    return None;
+                }
                 view.adopt(at, spare.take()?, F::TABLE);
             }
             view = view.child(at)?;

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `struct kvm_run`: what a vCPU tells its VMM and is told (api.rst, section 5).
+
+use super::replay::Kind;
+use super::run::Next;
+use super::vcpu::Vcpu;
+use super::vcpu::PORT_DATA;
+use super::XvmOps;
+use crate::uapi;
+use crate::uapi::kvm_run;
+use core::mem::offset_of;
+
+impl<V: XvmOps> Vcpu<V> {
+    /// Sets the exit reason.
+    pub(super) fn set_exit(&self, reason: u32) {
+        self.pages.set(offset_of!(kvm_run, exit_reason), reason);
+    }
+
+    pub(super) fn exit_io(&self, input: bool, size: u8, port: u16, count: u32) {
+        let direction = if input { uapi::KVM_EXIT_IO_IN } else { uapi::KVM_EXIT_IO_OUT };
+        let pages = &self.pages;
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.direction), direction as u8);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.size), size);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.port), port);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.count), count);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.data_offset), PORT_DATA as u64);
+        self.set_exit(uapi::KVM_EXIT_IO);
+    }
+
+    /// Asks userspace for the access that the emulator stopped at.
+    pub(super) fn exit_access(&self) {
+        let Some(access) = self.replay.asked() else {
+            return;
+        };
+        if matches!(access.kind, Kind::PortIn | Kind::PortOut) {
+            let size = access.data[0].max(1);
+            let count = u32::from(access.length) / u32::from(size);
+            self.exit_io(access.kind == Kind::PortIn, size, access.address as u16, count);
+            return;
+        }
+        let write = access.kind == Kind::Write;
+        self.exit_mmio(access.address, &access.data, u32::from(access.length), write);
+    }
+
+    /// Asks userspace for an access to memory.
+    pub(super) fn exit_mmio(&self, gpa: u64, data: &[u8; 8], length: u32, write: bool) {
+        let pages = &self.pages;
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.phys_addr), gpa);
+        pages.write(offset_of!(kvm_run, __bindgen_anon_1.mmio.data), data);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.len), length);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.is_write), u8::from(write));
+        self.set_exit(uapi::KVM_EXIT_MMIO);
+    }
+
+    /// What userspace read.
+    pub(super) fn mmio_data(&self) -> [u8; 8] {
+        let mut data = [0; 8];
+        self.pages.read(offset_of!(kvm_run, __bindgen_anon_1.mmio.data), &mut data);
+        data
+    }
+
+    /// Whether the VMM wants `KVM_RUN` to return at once.
+    pub(super) fn immediate_exit(&self) -> bool {
+        self.pages.get::<u8>(offset_of!(kvm_run, immediate_exit__unsafe)) != Some(0)
+    }
+
+    /// CR8 as the VMM sets it, where the local APIC is its own.
+    pub(super) fn asked_cr8(&self) -> u64 {
+        self.pages.get(offset_of!(kvm_run, cr8)).unwrap_or(0)
+    }
+
+    /// Whether the VMM wants to know when the guest can take an interrupt.
+    pub(super) fn asked_window(&self) -> bool {
+        self.pages.get::<u8>(offset_of!(kvm_run, request_interrupt_window)).is_some_and(|asked| asked != 0)
+    }
+
+    pub(super) fn fail_entry(&self, reason: u64) -> Next {
+        let pages = &self.pages;
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.fail_entry.hardware_entry_failure_reason), reason);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.fail_entry.cpu), self.last_cpu);
+        self.set_exit(uapi::KVM_EXIT_FAIL_ENTRY);
+        Next::Userspace
+    }
+
+    pub(super) fn unknown_exit(&self, code: u64) -> Next {
+        let pages = &self.pages;
+        let data = offset_of!(kvm_run, __bindgen_anon_1.internal.data);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.ndata), 2u32);
+        pages.set(data, code);
+        pages.set(data + 8, u64::from(self.last_cpu));
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.internal.suberror),
+            uapi::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+        );
+        self.set_exit(uapi::KVM_EXIT_INTERNAL_ERROR);
+        Next::Userspace
+    }
+
+    /// An internal error, with the bytes of the instruction that was the reason (`KVM_EXIT_INTERNAL_ERROR`,
+    /// `emulation_failure`).
+    pub(super) fn internal_error(&self, suberror: u32, code: &[u8]) -> Next {
+        let pages = &self.pages;
+        let at = offset_of!(kvm_run, __bindgen_anon_1.emulation_failure.flags);
+        let bytes = u64::from(!code.is_empty()) * u64::from(uapi::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.suberror), suberror);
+        // Two words of flags and bytes follow `ndata` and `flags` (api.rst, KVM_CAP_EXIT_ON_EMULATION_FAILURE).
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.ndata), if code.is_empty() { 1u32 } else { 4 });
+        pages.set(at, bytes);
+        let mut insn = [0u8; 16];
+        insn[0] = code.len().min(15) as u8;
+        insn[1..=code.len().min(15)].copy_from_slice(&code[..code.len().min(15)]);
+        pages.write(at + 8, &insn);
+        self.set_exit(uapi::KVM_EXIT_INTERNAL_ERROR);
+        Next::Userspace
+    }
+
+    /// What every return from `KVM_RUN` tells.
+    pub(super) fn fill_run_page(&self) {
+        let pages = &self.pages;
+        let state = V::interruptibility(&self.arch);
+        let ready = self.lapic.is_some() || self.ready_for_interrupt();
+        pages.set(offset_of!(kvm_run, if_flag), u8::from(state.interrupt_flag));
+        pages.set(offset_of!(kvm_run, ready_for_interrupt_injection), u8::from(ready));
+        pages.set(offset_of!(kvm_run, cr8), u64::from(self.cr8));
+        pages.set(offset_of!(kvm_run, apic_base), self.apic_base());
+        pages.set(offset_of!(kvm_run, flags), 0u16);
+    }
+}
