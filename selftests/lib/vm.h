@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 #include "device.h"
+#include "machine.h"
 
 struct vm {
 	int device;
