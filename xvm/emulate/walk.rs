@@ -541,6 +541,16 @@ mod tests {
     }
 
     #[test]
+    fn cr3_holds_more_than_an_address() {
+        let with_pcid = Paging {
+            cr3: (1 << 63) | 0x1fff,
+            ..long_mode()
+        };
+        let mut memory = one_page([ALL; 4]);
+        assert!(walk(&mut memory, &with_pcid, LINEAR, READ).is_ok());
+    }
+
+    #[test]
     fn inspecting_and_faulting_mark_nothing() {
         let mut memory = one_page([ALL, ALL, ALL, PRESENT | WRITABLE]);
         let found = inspect(&mut memory, &long_mode(), LINEAR, WRITE).unwrap();
@@ -568,7 +578,7 @@ mod tests {
 
     #[test]
     fn reserved_bits_fault() {
-        let reserved = Some(ERROR_PRESENT | ERROR_RESERVED);
+        let reserved = Some(0b1001);
         let no_gigabyte_pages = Paging {
             gigabyte_pages: false,
             ..long_mode()
@@ -711,7 +721,7 @@ mod tests {
     fn pae_reserves_all_bits_beyond_the_address() {
         let nxe = paging(CR4_PAE, EFER_NXE);
         let no_nxe = paging(CR4_PAE, 0);
-        let reserved = Some(ERROR_PRESENT | ERROR_RESERVED);
+        let reserved = Some(0b1001);
         let cases = [
             (nxe, ALL, None),
             (nxe, ALL | (1 << 39), None),
