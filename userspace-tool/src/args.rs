@@ -60,7 +60,13 @@ KINDS handled in userspace
 
 OUTPUT
   RESULT <kind> <ticks>                                        for one device
-  BENCH <vendor> <kind> kvm=<ticks> xvm=<ticks> ratio=<ratio>  with --compare; then a table";
+  BENCH <vendor> <kind> kvm=<ticks> xvm=<ticks> ratio=<ratio>  with --compare; then a table
+  BENCH <vendor> <kind> failed: <reason>                       on standard error
+
+EXIT STATUS
+  0    every kind was measured
+  1    at least one failed
+  125  nothing could be measured; standard error says why";
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = BENCH_NOTES)]
@@ -77,6 +83,10 @@ pub struct BenchOptions {
     /// Only these kinds, separated by commas
     #[arg(long, value_name = "KINDS", value_delimiter = ',')]
     pub kinds: Vec<String>,
+    /// Give up on a kind that is not done after so many seconds, and go on with the next
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub timeout: u64,
     /// One JSON object a line instead of RESULT or BENCH
     #[arg(long)]
     pub json: bool,

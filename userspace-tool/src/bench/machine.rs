@@ -1,5 +1,20 @@
 //! The VM in which `guest.S` runs, and how a batch of it is timed.
 
+use std::panic::{
+    catch_unwind,
+    AssertUnwindSafe, //
+};
+use std::sync::atomic::{
+    AtomicU8,
+    Ordering, //
+};
+use std::sync::mpsc::{
+    self,
+    RecvTimeoutError, //
+};
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{
     bail,
     Context,
@@ -15,15 +30,22 @@ use vm_memory::{
     GuestAddress,
     GuestMemory as _, //
 };
+use vmm_sys_util::signal::{
+    Killable,
+    SIGRTMIN, //
+};
 
 use super::guest::{
     self,
     Kind, //
 };
-use crate::cpu_state;
 use crate::vm::{
     Config,
     Machine, //
+};
+use crate::{
+    cpu_state,
+    exit, //
 };
 
 // Guest physical addresses.
@@ -72,14 +94,48 @@ impl BenchMachine {
     }
 
     /// Ticks of the guest's TSC for one iteration of `kind`, the loop included: the median of all
-    /// batches.
-    pub fn measure(&mut self, kind: &Kind) -> Result<f64> {
+    /// batches. A machine that fails, or is not done within `limit`, is not given back: its state
+    /// is that of the failure.
+    pub fn measure(mut self, kind: Kind, limit: Duration) -> Result<(Self, f64)> {
+        let vcpu = self.machine.vcpus.first_mut().context("no vCPU")?;
+        // SAFETY: The thread gives the machine, and with it the vCPU, back when it ends, however it
+        // ends; the reference is not used after that.
+        let stop = unsafe { exit::immediate_exit(vcpu) };
+        let (done, waiting) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name(kind.name.to_string())
+            .spawn(move || {
+                let ticks = catch_unwind(AssertUnwindSafe(|| self.batches(&kind, stop)));
+                // Nobody listens any more if the time is up.
+                let _ = done.send(());
+                (self, ticks)
+            })
+            .context("a thread for the vCPU")?;
+        let late = waiting.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+        if late {
+            // If the thread is about to enter the guest, the byte turns it back; if it is in the
+            // guest, the signal does.
+            stop.store(1, Ordering::SeqCst);
+            // A thread that ends meanwhile needs no signal.
+            let _ = thread.kill(SIGRTMIN());
+        }
+        let Ok((machine, Ok(ticks))) = thread.join() else {
+            bail!("the vCPU's thread panicked");
+        };
+        if late {
+            bail!("no end within {} s", limit.as_secs());
+        }
+        Ok((machine, ticks?))
+    }
+
+    /// Runs all batches, until `stop`, the vCPU's `immediate_exit` byte, tells it to end.
+    fn batches(&mut self, kind: &Kind, stop: &AtomicU8) -> Result<f64> {
         self.prepare(kind)?;
         let mut ticks = Vec::with_capacity(BATCHES);
         for batch in 0..=BATCHES {
             self.advise_fresh_pages(libc::MADV_DONTNEED)?;
-            self.run_batch()
-                .with_context(|| format!("{}, batch {batch}", kind.name))?;
+            self.run_batch(stop)
+                .with_context(|| format!("batch {batch}"))?;
             if batch > 0 {
                 ticks.push(self.machine.memory.read_obj::<u64>(GuestAddress(TICKS))?);
             }
@@ -109,13 +165,14 @@ impl BenchMachine {
 
     /// Runs the guest until it says that a batch is done. Exits to userspace are answered with
     /// nothing but the next entry.
-    fn run_batch(&mut self) -> Result<()> {
+    fn run_batch(&mut self, stop: &AtomicU8) -> Result<()> {
         let vcpu = self.machine.vcpus.first_mut().context("no vCPU")?;
         loop {
             match vcpu.run() {
                 Ok(VcpuExit::IoOut(guest::USER_PORT, _) | VcpuExit::MmioWrite(NO_MEMORY, _)) => {}
                 Ok(VcpuExit::IoOut(guest::BATCH_PORT, _)) => return Ok(()),
                 Ok(exit) => bail!("the guest ended with exit {exit:?}"),
+                Err(_) if stop.load(Ordering::SeqCst) != 0 => bail!("stopped"),
                 Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
                 Err(error) => return Err(error).context("KVM_RUN"),
             }

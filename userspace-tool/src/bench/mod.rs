@@ -11,18 +11,23 @@ use std::io::{
     Write, //
 };
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{
     bail,
     Context,
+    Error,
     Result, //
 };
+use kvm_ioctls::Kvm;
 
 use crate::args::BenchOptions;
 use crate::device::{
     self,
     Vendor, //
 };
+use crate::output::say;
+use crate::vcpu::prepare_stop_signal;
 use guest::Kind;
 use machine::BenchMachine;
 
@@ -31,40 +36,76 @@ use machine::BenchMachine;
 const GOAL_KERNEL: f64 = 0.25;
 const GOAL_USER: f64 = 0.6;
 
+/// Exit status when a kind could not be measured.
+const STATUS_FAILED: u8 = 1;
+
 /// A device with its machine and its loop overhead.
 struct Subject {
-    machine: BenchMachine,
+    name: String,
+    kvm: Kvm,
+    /// None after a failure: the next kind gets a new one.
+    machine: Option<BenchMachine>,
     overhead: f64,
+    limit: Duration,
 }
 
 impl Subject {
-    fn new(path: &Path) -> Result<(Self, Vendor)> {
-        let name = path.display();
+    fn new(path: &Path, limit: Duration) -> Result<(Self, Vendor)> {
         let kvm = device::open(path)?;
         let vendor = device::vendor(&kvm)?;
-        let mut machine = BenchMachine::new(&kvm).with_context(|| format!("{name}"))?;
-        let overhead = machine
-            .measure(&guest::empty())
-            .with_context(|| format!("{name}"))?;
-        Ok((Self { machine, overhead }, vendor))
+        let mut subject = Self {
+            name: path.display().to_string(),
+            kvm,
+            machine: None,
+            overhead: 0.0,
+            limit,
+        };
+        subject.overhead = subject
+            .ticks(guest::empty())
+            .with_context(|| subject.name.clone())?;
+        Ok((subject, vendor))
+    }
+
+    fn ticks(&mut self, kind: Kind) -> Result<f64> {
+        let machine = match self.machine.take() {
+            Some(machine) => machine,
+            None => BenchMachine::new(&self.kvm)?,
+        };
+        let (machine, ticks) = machine.measure(kind, self.limit)?;
+        self.machine = Some(machine);
+        Ok(ticks)
     }
 
     /// Ticks for one exit of `kind` and its return.
-    fn cost(&mut self, kind: &Kind) -> Result<f64> {
-        Ok((self.machine.measure(kind)? - self.overhead).max(0.0))
+    fn cost(&mut self, kind: Kind) -> Result<f64> {
+        let ticks = self.ticks(kind).with_context(|| self.name.clone())?;
+        Ok((ticks - self.overhead).max(0.0))
     }
 }
 
-/// Measures, prints, returns the exit status.
+/// Measures, prints, returns the exit status. A kind that fails does not stop the others.
 pub fn run(options: &BenchOptions) -> Result<u8> {
-    let (subject, vendor) = Subject::new(&options.device)?;
-    let label = options.vendor.clone().unwrap_or_else(|| vendor.to_string());
+    prepare_stop_signal()?;
+    let limit = Duration::from_secs(options.timeout);
+    let (subject, vendor) = Subject::new(&options.device, limit)?;
     let kinds = chosen(vendor, &options.kinds)?;
-    match &options.compare {
-        None => measure_one(subject, &kinds, options.json),
-        Some(other) => compare(subject, Subject::new(other)?.0, &kinds, &label, options),
+    let (label, failures) = match &options.compare {
+        None => (vendor.to_string(), measure_one(subject, &kinds, options.json)?),
+        Some(other) => {
+            let label = options.vendor.clone().unwrap_or_else(|| vendor.to_string());
+            let other = Subject::new(other, limit)?.0;
+            let failures = compare(subject, other, &kinds, &label, options.json)?;
+            (label, failures)
+        }
+    };
+    for (kind, error) in &failures {
+        say(format_args!("BENCH {label} {} failed: {error:#}", kind.name));
     }
+    Ok(if failures.is_empty() { 0 } else { STATUS_FAILED })
 }
+
+/// The kinds that could not be measured, and why.
+type Failures = Vec<(Kind, Error)>;
 
 /// The kinds that were asked for, all without a wish.
 fn chosen(vendor: Vendor, names: &[String]) -> Result<Vec<Kind>> {
@@ -84,17 +125,19 @@ fn chosen(vendor: Vendor, names: &[String]) -> Result<Vec<Kind>> {
         .collect())
 }
 
-fn measure_one(mut subject: Subject, kinds: &[Kind], json: bool) -> Result<u8> {
+fn measure_one(mut subject: Subject, kinds: &[Kind], json: bool) -> Result<Failures> {
+    let mut failures = Failures::new();
     let mut out = io::stdout();
     for kind in kinds {
-        let cost = subject.cost(kind)?;
-        if json {
-            writeln!(out, "{{\"exit\":\"{}\",\"ticks\":{cost:.1}}}", kind.name)?;
-        } else {
-            writeln!(out, "RESULT {} {cost:.0}", kind.name)?;
+        match subject.cost(*kind) {
+            Ok(cost) if json => {
+                writeln!(out, "{{\"exit\":\"{}\",\"ticks\":{cost:.1}}}", kind.name)?;
+            }
+            Ok(cost) => writeln!(out, "RESULT {} {cost:.0}", kind.name)?,
+            Err(error) => failures.push((*kind, error)),
         }
     }
-    Ok(0)
+    Ok(failures)
 }
 
 fn compare(
@@ -102,31 +145,32 @@ fn compare(
     mut xvm: Subject,
     kinds: &[Kind],
     label: &str,
-    options: &BenchOptions,
-) -> Result<u8> {
-    let (kvm_name, xvm_name) = (
-        options.device.display(),
-        options
-            .compare
-            .as_deref()
-            .unwrap_or(Path::new(""))
-            .display(),
+    json: bool,
+) -> Result<Failures> {
+    let mut failures = Failures::new();
+    let mut table = format!(
+        "exit         {:>12} {:>12}    ratio     goal\n",
+        kvm.name, xvm.name
     );
-    let mut table = format!("exit         {kvm_name:>12} {xvm_name:>12}    ratio     goal\n");
     let mut out = io::stdout();
     for kind in kinds {
-        let before = kvm.cost(kind).with_context(|| format!("{kvm_name}"))?;
-        let after = xvm.cost(kind).with_context(|| format!("{xvm_name}"))?;
-        let row = Row {
-            name: kind.name,
-            kvm: before,
-            xvm: after,
-        };
-        writeln!(out, "{}", row.line(label, options.json))?;
-        table.push_str(&row.to_table());
+        let row = kvm.cost(*kind).and_then(|before| {
+            Ok(Row {
+                name: kind.name,
+                kvm: before,
+                xvm: xvm.cost(*kind)?,
+            })
+        });
+        match row {
+            Ok(row) => {
+                writeln!(out, "{}", row.line(label, json))?;
+                table.push_str(&row.to_table());
+            }
+            Err(error) => failures.push((*kind, error)),
+        }
     }
     writeln!(out, "\n{table}")?;
-    Ok(0)
+    Ok(failures)
 }
 
 /// One kind of exit on both devices.
