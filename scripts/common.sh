@@ -10,6 +10,9 @@ mkdir -p "$cache"
 say() { printf '[xvm %4ds] %s\n' "$SECONDS" "$*" >&2; }
 die() { printf 'xvm: error: %s\n' "$*" >&2; exit 1; }
 
+# Everything goes on in the toolbox, which is entered by chroot.
+need_root() { [ "$(id -u)" = 0 ] || die "the toolbox is entered by chroot: run this as root (sudo -E make …)"; }
+
 # key FILE...: a short name for the contents of the files, to name what was made of them.
 key() { cat "$@" | sha256sum | cut -c1-12; }
 
