@@ -87,7 +87,8 @@ static const struct {
 	uint32_t index;
 	uint64_t value;
 } plain[] = {
-	{ MSR_SYSENTER_CS, 0x10 }, { MSR_SYSENTER_ESP, 0xffff800000001000 }, { MSR_SYSENTER_EIP, 0xffff800000002000 },
+	/* Of these AMD's CPUs have 32 bits. */
+	{ MSR_SYSENTER_CS, 0x10 }, { MSR_SYSENTER_ESP, 0x12301000 }, { MSR_SYSENTER_EIP, 0x45602000 },
 	{ MSR_STAR, 0x0023001000000000 }, { MSR_LSTAR, 0xffffffff80001000 }, { MSR_CSTAR, 0xffffffff80002000 },
 	{ MSR_SYSCALL_MASK, 0x47700 }, { MSR_FS_BASE, 0x7f0000001000 }, { MSR_GS_BASE, 0xffff888000001000 },
 	{ MSR_KERNEL_GS_BASE, 0x7f0000002000 }, { MSR_TSC_AUX, 0x123 }, { MSR_PAT, 0x0007010600070106 },
@@ -126,9 +127,12 @@ TEST_F(msrs, illegal_values)
 		{ MSR_PAT, 0x08 }, { MSR_EFER, 1 << 9 }, { MSR_EFER, 1ull << 40 }, { MSR_APIC_BASE, 1ull << 60 },
 		{ MSR_EFER, 0, true },
 	};
-	uint64_t before, after;
+	uint64_t before = 0, after = 0;
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(illegal); i++) {
+		/* Hypervisors leave these to the CPU, and QEMU's TCG takes any address. */
+		if (illegal[i].value == NOT_CANONICAL && host_is_qemu_tcg())
+			continue;
 		ASSERT_EQ(1, vcpu_get_msr(&self->vcpu, illegal[i].index, &before));
 		EXPECT_FALSE(guest_writes(&self->vcpu, illegal[i].index, illegal[i].value))
 			TH_LOG("MSR %#x took %#lx from the guest", illegal[i].index, illegal[i].value);
@@ -150,12 +154,14 @@ TEST_F(msrs, list_round_trip)
 		struct kvm_msr_list header;
 		uint32_t indices[1024];
 	} list = { .header.nmsrs = 1024 };
-	uint64_t value;
+	uint64_t value = 0;
 
 	ASSERT_EQ(0, try_ioctl(self->vm.device, KVM_GET_MSR_INDEX_LIST, &list));
 	for (uint32_t i = 0; i < list.header.nmsrs; i++) {
 		EXPECT_EQ(1, vcpu_get_msr(&self->vcpu, list.indices[i], &value)) TH_LOG("get MSR %#x", list.indices[i]);
-		/* Some belong to features that this vCPU was not given: KVM takes their own value back all the same, or 0. */
+		/* KVM's own, some of which need the in-kernel APIC. */
+		if (list.indices[i] >> 12 == 0x4b564)
+			continue;
 		EXPECT_EQ(1, vcpu_set_msr(&self->vcpu, list.indices[i], value)) TH_LOG("set MSR %#x to %#lx", list.indices[i], value);
 	}
 	EXPECT_TRUE(guest_reads(&self->vcpu, MSR_STAR, &value));
@@ -176,7 +182,7 @@ TEST_F(msrs, ioctl_edges)
 	msrs.entries[0].data = 0x1234500000000;
 	msrs.entries[2].data = 0x777000;
 	EXPECT_EQ(1, try_ioctl(self->vcpu.fd, KVM_SET_MSRS, &msrs));
-	uint64_t value;
+	uint64_t value = 0;
 
 	vcpu_get_msr(&self->vcpu, MSR_STAR, &value);
 	EXPECT_EQ(0x1234500000000, value);
@@ -225,7 +231,7 @@ GUEST_CODE64(swap, swapgs; mov $MSR_GS_BASE, %ecx; rdmsr; shl $32, %rdx; or %rdx
 
 TEST_F(msrs, swapgs)
 {
-	uint64_t value;
+	uint64_t value = 0;
 
 	guest_load(&self->vm, swap);
 	guest_set_mode(&self->vcpu, MODE_LONG);
@@ -243,7 +249,7 @@ TEST_F(msrs, isolated)
 {
 	struct vm other_vm;
 	struct vcpu other;
-	uint64_t value;
+	uint64_t value = 0;
 
 	pin_to_cpu(0);
 	guest_start(&other_vm, &other, read_msr);
@@ -319,7 +325,7 @@ TEST_F(msrs, vmm_reads_and_writes_all)
 		unsigned int count = 0, refused = 0;
 
 		for (uint32_t index = ranges[i][0]; index < ranges[i][0] + scaled(ranges[i][1] - ranges[i][0]); index++) {
-			uint64_t value;
+			uint64_t value = 0;
 			int result = vcpu_get_msr(&self->vcpu, index, &value);
 
 			ASSERT_TRUE(result == 0 || result == 1) TH_LOG("get MSR %#x: %d", index, result);
