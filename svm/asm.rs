@@ -58,6 +58,9 @@ extern "C" {
     /// Only between the two above, on the VMCB that was loaded. Writes to the context, the VMCB and the host save area.
     pub(super) fn xvm_svm_run(context: *mut Context);
 
+    /// Only between the two above, on a VMCB whose guest exits before it executes an instruction.
+    pub(super) fn xvm_svm_flush(vmcb: u64);
+
     /// The CPU must have MSR PRED_CMD.
     pub(super) fn xvm_svm_ibpb();
 }

@@ -65,7 +65,7 @@ impl Found {
 ///
 /// # Invariants
 ///
-/// The cells and `nothing` are used by the thread that has a window open on this CPU, and by no one else.
+/// The cells are used by the thread that has a window open on this CPU, and by no one else.
 pub(crate) struct Cpu {
     number: u32,
     features: Features,
@@ -213,7 +213,6 @@ impl Cpu {
 /// of its own can come of it, there being none.
 struct Nothing {
     vmcb: Page4k,
-    context: UnsafeCell<Context>,
     /// The root of its nested page tables, empty.
     _root: Page4k,
 }
@@ -228,18 +227,13 @@ impl Nothing {
         fields.control.asid = Pool::BORROWED;
         fields.control.tlb_control = features.flush();
         Ok(Self {
-            context: UnsafeCell::new(Context::new(vmcb.phys())),
             vmcb,
             _root: root,
         })
     }
 
     fn run(&self) {
-        // SAFETY: By the invariant of `Cpu` nobody else uses the context and the VMCB, which is valid and lives as long as `self`; the
-        // caller is within a window.
-        unsafe { asm::xvm_svm_run(self.context.get()) };
-        // SAFETY: As above. It should not have executed anything; in any case it begins anew.
-        let save = unsafe { &mut (*self.vmcb.as_ptr().cast::<Vmcb>()).save };
-        save.set_user_regs(&UserRegs::at_power_up());
+        // SAFETY: The VMCB is valid and lives as long as `self`, its guest can fetch nothing, and the caller is within a window.
+        unsafe { asm::xvm_svm_flush(self.vmcb.phys()) };
     }
 }

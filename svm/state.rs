@@ -235,11 +235,11 @@ impl Vcpu {
     #[inline]
     pub(super) fn code_context(&self) -> CodeContext {
         let save = &self.vmcb().save;
-        let cs = segments(save)[seg::CS];
+        let cs = &save.cs;
         CodeContext {
             rip: save.rip,
             cs_base: cs.base,
-            cs_attributes: cs.to_neutral().attributes,
+            cs_attributes: cs.attributes,
             cpl: save.cpl & 3,
             cr0: save.cr0 | self.hidden.cr0_cache,
             cr3: save.cr3,

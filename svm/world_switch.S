@@ -115,6 +115,18 @@ SYM_FUNC_START(xvm_svm_ibpb)
 SYM_FUNC_END(xvm_svm_ibpb)
 
 /*
+ * void xvm_svm_flush(u64 vmcb)
+ *
+ * VMRUN for the sake of its TLB flush alone, on a guest that exits before its first instruction: the general registers,
+ * RAX apart, pass through unchanged.
+ */
+SYM_FUNC_START(xvm_svm_flush)
+	mov	%rdi, %rax
+	vmrun	%rax
+	RET
+SYM_FUNC_END(xvm_svm_flush)
+
+/*
  * void xvm_svm_run(struct Context *context)
  *
  * Runs the guest until its next #VMEXIT. GIF is 0 and interrupts are off by RFLAGS.IF, before and after.

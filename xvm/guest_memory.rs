@@ -13,6 +13,7 @@ use super::memory::Slots;
 use super::state::CodeContext;
 use super::vcpu::Vcpu;
 use super::XvmOps;
+use crate::linux::user;
 use kernel::prelude::*;
 
 /// The longest instruction.
@@ -22,6 +23,20 @@ pub(crate) const INSN_MAX: usize = 15;
 const VIRTUAL_8086: u64 = 1 << 17;
 /// RFLAGS.AC.
 pub(crate) const ALIGNMENT_CHECK: u64 = 1 << 18;
+
+impl Slots {
+    /// The bytes of an instruction that is inside of one page, with a byte after it, if they are present.
+    fn read_insn_nofault(&self, gpa: u64) -> Option<[u8; INSN_MAX]> {
+        let region = self.by_gpa(gpa)?;
+        let address = region.user_address(gpa);
+        let low = user::read_word_nofault(address).ok()?;
+        let high = user::read_word_nofault(address.wrapping_add(8)).ok()?;
+        let mut bytes = [0; INSN_MAX];
+        bytes[..8].copy_from_slice(&low.to_le_bytes());
+        bytes[8..].copy_from_slice(&high.to_le_bytes()[..7]);
+        Some(bytes)
+    }
+}
 
 /// Paging structures in guest memory; may sleep.
 pub(crate) struct Sleeping<'a>(pub(crate) &'a Slots);
@@ -116,6 +131,39 @@ fn plain_length(bytes: &[u8; INSN_MAX]) -> Option<u8> {
     }
 }
 
+/// Where 64-bit code is in guest-physical memory, if four-level tables that are present, accessed, and free of anything
+/// unusual say that it may be executed: the common case of [`walk::inspect`], which has the last word on all others.
+fn plain_code_page(slots: &Slots, context: &CodeContext, linear: u64) -> Option<u64> {
+    const PRESENT_ACCESSED: u64 = 1 << 0 | 1 << 5;
+    const USER: u64 = 1 << 2;
+    const LARGE: u64 = 1 << 7;
+    // Bit 63, XD or reserved, forbids; bits 62:52 are software's, and bits 51:48 are beyond what a slot has.
+    const FORBIDDEN: u64 = 1 << 63;
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    const PAGING: u64 = 1 << 31;
+    const PAE: u64 = 1 << 5;
+    if context.cr0 & PAGING == 0 || context.cr4 & PAE == 0 || context.code_size() != CodeSize::Bits64 {
+        return None;
+    }
+    let mut table = context.cr3 & ADDRESS;
+    let mut user = USER;
+    for shift in [39, 30, 21, 12] {
+        let entry = slots.read_word_nofault(table | ((linear >> shift) & 0x1ff) << 3).ok()?;
+        if entry & PRESENT_ACCESSED != PRESENT_ACCESSED || entry & FORBIDDEN != 0 {
+            return None;
+        }
+        user &= entry;
+        table = entry & ADDRESS;
+        if shift == 12 || entry & LARGE != 0 {
+            let span = (1u64 << shift) - 1;
+            // Kernel code in a user page is SMEP's business, user code in a kernel page a fault, reserved address bits too.
+            let allowed = (user != 0) == (context.cpl == 3) && shift != 39 && table & span & !0x1000 == 0;
+            return allowed.then_some(table & !span | linear & span);
+        }
+    }
+    None
+}
+
 impl<V: XvmOps> Vcpu<V> {
     /// The registers that rule translation.
     pub(crate) fn paging(&self, context: &CodeContext) -> Paging {
@@ -135,22 +183,24 @@ impl<V: XvmOps> Vcpu<V> {
     /// The bytes at RIP, as many as are present, without sleeping; at least one. Inside the window.
     fn fetch_nofault(&mut self, context: &CodeContext) -> Option<([u8; INSN_MAX], usize)> {
         const PAGE: usize = 4096;
+        let linear = context.linear(context.rip);
+        if let Some(gpa) = plain_code_page(self.current_slots(), context, linear) {
+            if PAGE - (linear % PAGE as u64) as usize > INSN_MAX {
+                return Some((self.slots.read_insn_nofault(gpa)?, INSN_MAX));
+            }
+        }
         let paging = self.paging(context);
         let access = Access {
             fetch: true,
             user: context.cpl == 3,
             ..Access::default()
         };
-        let linear = context.linear(context.rip);
         let slots = self.current_slots();
         let mut bytes = [0; INSN_MAX];
         let gpa = walk::inspect(&mut Present(slots), &paging, linear, access).ok()?.gpa;
         let room = PAGE - (linear % PAGE as u64) as usize;
         if room > INSN_MAX {
-            let (low, high) = (slots.read_word_nofault(gpa).ok()?, slots.read_word_nofault(gpa + 8).ok()?);
-            bytes[..8].copy_from_slice(&low.to_le_bytes());
-            bytes[8..].copy_from_slice(&high.to_le_bytes()[..7]);
-            return Some((bytes, INSN_MAX));
+            return Some((slots.read_insn_nofault(gpa)?, INSN_MAX));
         }
         let (head, tail) = bytes.split_at_mut(room.min(INSN_MAX));
         slots.read_nofault(gpa, head).ok()?;

@@ -18,6 +18,7 @@ use super::place::Parts;
 use super::prefix::Prefixes;
 use super::prefix::Reader;
 use super::prefix::REX_B;
+use super::short;
 
 /// Why bytes are no instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,16 @@ pub enum DecodeError {
 
 /// Decodes the instruction at the start of `bytes`.
 pub fn decode(bytes: &[u8], code_size: CodeSize) -> Result<Insn, DecodeError> {
+    if code_size == CodeSize::Bits64 {
+        if let Some(insn) = short::decode(bytes) {
+            return Ok(insn);
+        }
+    }
+    decode_by_tables(bytes, code_size)
+}
+
+/// Decodes any instruction.
+pub(super) fn decode_by_tables(bytes: &[u8], code_size: CodeSize) -> Result<Insn, DecodeError> {
     let mut reader = Reader::new(bytes);
     let (prefixes, first) = Prefixes::read(&mut reader, code_size)?;
     if is_vector_prefix(&reader, first, code_size)? {

@@ -145,7 +145,7 @@ pub trait Machine {
     /// Writes data at a linear address. A fault means that nothing was written.
     fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop>;
 
-    /// #GP if the I/O privilege level and the permission map of the TSS deny the port (Intel SDM vol. 1, 19.5). A
+    /// #GP if the I/O privilege level and the permission map of the TSS deny the port (Intel SDM vol. 1, "Protected-Mode I/O"). A
     /// machine whose intercepts come after these checks has nothing to do.
     fn io_permitted(&mut self, port: u16, size: u8) -> Result<(), Stop>;
 

@@ -8,6 +8,7 @@
 //! | `insn.rs` | a decoded instruction: operation, operands, sizes |
 //! | `decode.rs` | bytes → instruction |
 //! | `prefix.rs` | its bytes, legacy and REX prefixes, operand and address size |
+//! | `short.rs` | the shortest way to the commonest instructions |
 //! | `modrm.rs` | ModRM, SIB, displacement |
 //! | `length.rs` | for every opcode: is there a ModRM byte, how long is the immediate |
 //! | `opcodes.rs` | for the opcodes that are executed or intercepted: operation and operands |
@@ -43,6 +44,7 @@ mod operand;
 mod place;
 mod port;
 mod prefix;
+mod short;
 mod string;
 pub mod walk;
 

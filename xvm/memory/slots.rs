@@ -97,9 +97,13 @@ impl Slots {
     /// The region that guest-physical `gpa` is in.
     #[inline]
     pub(crate) fn by_gpa(&self, gpa: u64) -> Option<&Region> {
+        let holds = |region: &&Region| gpa.wrapping_sub(region.gpa) < region.size;
+        // Most VMs have few slots, and looking at each is the fastest then.
+        if self.regions.len() <= 4 {
+            return self.regions.iter().find(holds);
+        }
         let after = self.regions.partition_point(|region| region.gpa <= gpa);
-        let region = self.regions.get(after.checked_sub(1)?)?;
-        (gpa.wrapping_sub(region.gpa) < region.size).then_some(region)
+        self.regions.get(after.checked_sub(1)?).filter(holds)
     }
 
     /// All regions.
