@@ -12,8 +12,8 @@ use crate::linux::cpus;
 
 /// RFLAGS.TF.
 const RFLAGS_TF: u64 = 1 << 8;
-/// DR6.BS.
-const DR6_BS: u64 = 1 << 14;
+/// DR6: what a #DB may be of besides a single step: B0 to B3, BD, BT.
+const DR6_OTHER: u64 = 0xf | 1 << 13 | 1 << 15;
 
 /// How far the guest is from taking another NMI.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,8 +124,9 @@ impl Vcpu {
         if !returned && !step.tf {
             vmcb.save.rflags &= !RFLAGS_TF;
         }
-        // A guest that steps itself gets its #DB.
-        let ours = debug_exception && !step.tf && now != step.rip && vmcb.save.dr6 & DR6_BS != 0;
+        // A guest that steps itself, or met a breakpoint as well, gets its #DB.
+        let other = vmcb.save.dr6 & !step.dr6 & DR6_OTHER != 0;
+        let ours = debug_exception && !step.tf && !other && now != step.rip;
         if ours {
             vmcb.save.dr6 = step.dr6;
             vmcb.control.clean = vmcb.control.clean.with_debug_registers(false);
