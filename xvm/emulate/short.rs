@@ -89,16 +89,32 @@ mod tests {
     #[test]
     fn agrees_with_the_tables() {
         let mut seen = 0;
-        for rex in [None, Some(0x40u8), Some(0x41), Some(0x44), Some(0x48), Some(0x4d), Some(0x4f), Some(0x42)] {
+        for rex in [
+            None,
+            Some(0x40u8),
+            Some(0x41),
+            Some(0x44),
+            Some(0x48),
+            Some(0x4d),
+            Some(0x4f),
+            Some(0x42),
+        ] {
             for opcode in 0..=255u8 {
                 for modrm in 0..=255u8 {
-                    let mut bytes = [0x9cu8, 0x21, 0xf3, 0x44, 0x85, 0x06, 0xd7, 0x18, 0x29, 0x3a, 0xfb, 0x4c, 0x5d, 0x6e, 0x7f];
+                    let mut bytes = [
+                        0x9cu8, 0x21, 0xf3, 0x44, 0x85, 0x06, 0xd7, 0x18, 0x29, 0x3a, 0xfb, 0x4c,
+                        0x5d, 0x6e, 0x7f,
+                    ];
                     let at = usize::from(rex.is_some());
                     bytes[0] = rex.unwrap_or(opcode);
                     bytes[at] = opcode;
                     bytes[at + 1] = modrm;
                     if let Some(insn) = decode(&bytes) {
-                        assert_eq!(decode_by_tables(&bytes, CodeSize::Bits64), Ok(insn), "{bytes:x?}");
+                        assert_eq!(
+                            decode_by_tables(&bytes, CodeSize::Bits64),
+                            Ok(insn),
+                            "{bytes:x?}"
+                        );
                         let end = usize::from(insn.length);
                         assert_eq!(decode(&bytes[..end]), Some(insn));
                         assert_eq!(decode(&bytes[..end - 1]), None);

@@ -543,7 +543,7 @@ mod tests {
     #[test]
     fn cr3_holds_more_than_an_address() {
         let with_pcid = Paging {
-            cr3: (1 << 63) | 0x1fff,
+            cr3: (1 << 63) | (1 << 45) | 0x1fff,
             ..long_mode()
         };
         let mut memory = one_page([ALL; 4]);
