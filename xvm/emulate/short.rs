@@ -41,7 +41,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Insn> {
         1 => (i64::from(*rest.first()? as i8), 1),
         _ => (i64::from(i32::from_le_bytes(*rest.first_chunk()?)), 4),
     };
-    let base = rm | (rex & REX_B) << 3;
+    let base = rm | ((rex & REX_B) << 3);
     let memory = Operand::Memory(Memory {
         segment: match base {
             RSP | RBP => SegmentName::Ss,
@@ -54,7 +54,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Insn> {
         size,
     });
     let register = Operand::Register(Register {
-        index: (modrm >> 3) & 7 | (rex & REX_R) << 1,
+        index: (modrm >> 3) & 7 | ((rex & REX_R) << 1),
         size,
         high: false,
     });

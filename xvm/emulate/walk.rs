@@ -386,7 +386,8 @@ impl Format {
                 (1 << 21) | ((0xff & !address_bits) << 13)
             }
             (Format::Bits32, _) => 0,
-            (Format::Pae, 3) => beyond_address | 0x1e6,
+            // QEMU's emulated CPUs set the accessed bit here too.
+            (Format::Pae, 3) => beyond_address | 0x1c6,
             (Format::Pae, _) => beyond_address & !NO_EXECUTE | nx | unaligned,
             (Format::Level4, 4) => beyond_address & low_bits(52) | nx | LARGE,
             (Format::Level4, 3) if !paging.gigabyte_pages => {
