@@ -35,7 +35,6 @@ extern "C" {
     pub(super) fn xvm_rdtsc() -> u64;
     pub(super) fn xvm_tsc_khz() -> u32;
     pub(super) fn xvm_rdmsr_safe(msr: u32, value: *mut u64) -> c_int;
-    pub(super) fn xvm_wrmsr_safe(msr: u32, value: u64) -> c_int;
     pub(super) fn xvm_put_page(page: *mut bindings::page);
     pub(super) fn xvm_set_page_dirty(page: *mut bindings::page);
     pub(super) fn xvm_page_is_huge(page: *mut bindings::page) -> bool;

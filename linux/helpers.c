@@ -54,7 +54,6 @@ void xvm_set_ibpb_exit_to_user(void) { this_cpu_write(x86_ibpb_exit_to_user, tru
 unsigned long xvm_rdtsc(void) { return rdtsc_ordered(); }
 unsigned int xvm_tsc_khz(void) { return tsc_khz; }
 int xvm_rdmsr_safe(u32 msr, u64 *value) { return rdmsrq_safe(msr, value); }
-int xvm_wrmsr_safe(u32 msr, u64 value) { return wrmsrq_safe(msr, value); }
 void xvm_put_page(struct page *page) { put_page(page); }
 void xvm_set_page_dirty(struct page *page) { SetPageDirty(page); }
 bool xvm_page_is_huge(struct page *page) { return folio_test_large(page_folio(page)); }

@@ -33,7 +33,6 @@ void xvm_set_ibpb_exit_to_user(void);
 unsigned long xvm_rdtsc(void);
 unsigned int xvm_tsc_khz(void);
 int xvm_rdmsr_safe(u32 msr, u64 *value);
-int xvm_wrmsr_safe(u32 msr, u64 value);
 void xvm_put_page(struct page *page);
 void xvm_set_page_dirty(struct page *page);
 bool xvm_page_is_huge(struct page *page);

@@ -50,14 +50,17 @@ impl RunPages {
         Ok(Self { pages, starts })
     }
 
-    /// Maps the pages into a process, from the first.
+    /// Maps the pages into a process, from the one at the mapping's offset.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the mapping is larger than they are; else what `vm_insert_page` says.
+    /// `EINVAL` when the mapping goes beyond them; else what `vm_insert_page` says.
     pub(crate) fn map(&self, vma: &VmaNew) -> Result {
+        // SAFETY: The vma is being set up by this task, which nobody changes meanwhile.
+        let first = unsafe { (*vma.as_ptr()).vm_pgoff };
         let count = (vma.end() - vma.start()) / PAGE_SIZE;
-        let pages = self.pages.get(..count).ok_or(EINVAL)?;
+        let end = first.checked_add(count).ok_or(EINVAL)?;
+        let pages = self.pages.get(first..end).ok_or(EINVAL)?;
         vma.set_dontexpand();
         let vma = vma.set_mixedmap();
         for (i, page) in pages.iter().enumerate() {

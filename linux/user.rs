@@ -143,7 +143,6 @@ pub(crate) fn compare_exchange(address: usize, size: usize, old: u64, new: u64) 
     let result = unsafe {
         match size {
             4 => ffi::xvm_user_cmpxchg4(address, old as u32, new as u32),
-            8 => ffi::xvm_user_cmpxchg8(address, old, new),
             _ => ffi::xvm_user_cmpxchg8(address, old, new),
         }
     };

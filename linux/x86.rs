@@ -158,10 +158,17 @@ pub(crate) fn host_has(feature: u32) -> bool {
     unsafe { ffi::xvm_host_has(feature) }
 }
 
-/// Whether the host CPU has the flaw `bug`, one of `bindings::X86_BUG_*`.
+/// Whether the host CPU has the flaw `bug`, one of `X86_BUG_*` of asm/cpufeatures.h.
 pub(crate) fn host_has_bug(bug: u32) -> bool {
     // SAFETY: As in `host_has`.
     unsafe { ffi::xvm_host_has_bug(bug) }
+}
+
+/// Whether the host CPU may hang when the size of a page changes while it executes from it.
+pub(crate) fn itlb_multihit() -> bool {
+    /// `X86_BUG_ITLB_MULTIHIT`, a macro with an argument, which bindgen doesn't see.
+    const ITLB_MULTIHIT: u32 = bindings::NCAPINTS * 32 + 23;
+    host_has_bug(ITLB_MULTIHIT)
 }
 
 /// DR7 as the host's perf has set it on this CPU; 0 when no breakpoint is active. Preemption must be off.

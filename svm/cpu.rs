@@ -21,7 +21,6 @@ use super::asid::Given;
 use super::asid::Pool;
 use super::asid::Tag;
 use super::asm;
-use super::asm::Context;
 use super::permission::PermissionMaps;
 use super::probe;
 use super::probe::Features;
@@ -29,9 +28,7 @@ use super::vmcb::Vmcb;
 use crate::linux::irq::IrqsOff;
 use crate::linux::page::Page4k;
 use crate::linux::x86;
-use crate::xvm::state::UserRegs;
 use core::cell::Cell;
-use core::cell::UnsafeCell;
 use kernel::prelude::*;
 
 /// EFER.
@@ -212,7 +209,9 @@ impl Cpu {
 /// A guest without memory: its VMRUN flushes the TLB, and it exits when it fetches its first instruction, or before. No translation
 /// of its own can come of it, there being none.
 struct Nothing {
-    vmcb: Page4k,
+    _vmcb: Page4k,
+    /// Physical address of its VMCB.
+    address: u64,
     /// The root of its nested page tables, empty.
     _root: Page4k,
 }
@@ -227,13 +226,14 @@ impl Nothing {
         fields.control.asid = Pool::BORROWED;
         fields.control.tlb_control = features.flush();
         Ok(Self {
-            vmcb,
+            address: vmcb.phys(),
+            _vmcb: vmcb,
             _root: root,
         })
     }
 
     fn run(&self) {
         // SAFETY: The VMCB is valid and lives as long as `self`, its guest can fetch nothing, and the caller is within a window.
-        unsafe { asm::xvm_svm_flush(self.vmcb.phys()) };
+        unsafe { asm::xvm_svm_flush(self.address) };
     }
 }

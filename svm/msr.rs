@@ -18,29 +18,52 @@ const FS_BASE: u32 = 0xc000_0100;
 const GS_BASE: u32 = 0xc000_0101;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 /// What RDTSCP and RDPID tell. Not switched by the hardware.
-pub(super) const TSC_AUX: u32 = 0xc000_0103;
+const TSC_AUX: u32 = 0xc000_0103;
 /// Switched by the hardware only with LBR virtualisation, which isn't used.
-pub(super) const DEBUGCTL: u32 = 0x1d9;
+const DEBUGCTL: u32 = 0x1d9;
+/// What XSAVES saves beyond XCR0. Not switched by the hardware.
+const XSS: u32 = 0xda0;
 
 /// Bits of DEBUGCTL that a guest may have in the CPU: LBR and BTF (APM vol 2, 13.1.1.6).
 const DEBUGCTL_ALLOWED: u64 = 0b11;
 
-/// Loads the guest's value of an MSR, returns the host's.
-#[inline]
-pub(super) fn swap(msr: u32, guest: u64) -> u64 {
-    // SAFETY: Called for the two above: DEBUGCTL is in every CPU with SVM, TSC_AUX where `Features` has it. The values have been checked.
-    let host = unsafe { x86::rdmsr(msr) };
-    restore(msr, guest, host);
-    host
+/// An MSR that the window switches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Switched {
+    /// TSC_AUX, where `Features` has it.
+    TscAux,
+    /// DEBUGCTL.
+    DebugControl,
+    /// IA32_XSS, where `Features` has XSAVES.
+    Xss,
 }
 
-/// Writes `value` to an MSR that has `current`.
-#[inline]
-pub(super) fn restore(msr: u32, value: u64, current: u64) {
-    if value != current {
-        // SAFETY: As in `swap`. They change what RDTSCP returns and what branches are recorded, nothing that the kernel relies
-        // on within a window; at its end they are the host's again.
-        unsafe { x86::wrmsr(msr, value) };
+impl Switched {
+    fn number(self) -> u32 {
+        match self {
+            Self::TscAux => TSC_AUX,
+            Self::DebugControl => DEBUGCTL,
+            Self::Xss => XSS,
+        }
+    }
+
+    /// Loads the guest's value, returns the host's.
+    #[inline]
+    pub(super) fn swap(self, guest: u64) -> u64 {
+        // SAFETY: DEBUGCTL is in every CPU with SVM; callers have asked `Features` for the others.
+        let host = unsafe { x86::rdmsr(self.number()) };
+        self.restore(guest, host);
+        host
+    }
+
+    /// Writes `value`, if it isn't what the MSR has: `current`.
+    #[inline]
+    pub(super) fn restore(self, value: u64, current: u64) {
+        if value != current {
+            // SAFETY: As in `swap`. They change what RDTSCP returns, what branches are recorded and what XSAVES saves, nothing that
+            // the kernel relies on within a window; at its end they are the host's again.
+            unsafe { x86::wrmsr(self.number(), value) };
+        }
     }
 }
 
@@ -98,7 +121,7 @@ impl Vcpu {
             return false;
         }
         if self.window.is_some() && self.features.tsc_aux {
-            restore(TSC_AUX, value, self.tsc_aux);
+            Switched::TscAux.restore(value, self.tsc_aux);
         }
         self.tsc_aux = value;
         true
@@ -109,7 +132,7 @@ impl Vcpu {
             return false;
         }
         if self.window.is_some() {
-            restore(DEBUGCTL, value, self.debug_control);
+            Switched::DebugControl.restore(value, self.debug_control);
         }
         self.debug_control = value;
         true

@@ -47,6 +47,8 @@ pub(super) struct Features {
     pub(super) mcommit: bool,
     /// RDTSCP or RDPID is there, and with it MSR TSC_AUX.
     pub(super) tsc_aux: bool,
+    /// XSAVES is there, and with it MSR IA32_XSS.
+    pub(super) xsaves: bool,
     /// Bits of MSR SPEC_CTRL that a guest may set; 0 when the MSR isn't there.
     pub(super) spec_ctrl_bits: u64,
     /// MSR PRED_CMD is there.
@@ -160,6 +162,7 @@ impl Features {
             mcommit: more & (1 << 8) != 0,
             tsc_aux: x86::host_has(bindings::X86_FEATURE_RDTSCP)
                 || x86::host_has(bindings::X86_FEATURE_RDPID),
+            xsaves: x86::host_has(bindings::X86_FEATURE_XSAVES),
             spec_ctrl_bits: match spec_ctrl {
                 true => spec_ctrl_bits(more),
                 false => 0,

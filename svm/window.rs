@@ -6,7 +6,7 @@ use super::asm;
 use super::cpu::Cpu;
 use super::cpu::Found;
 use super::dump;
-use super::msr;
+use super::msr::Switched;
 use super::vcpu::Vcpu;
 use crate::linux::irq::IrqsOff;
 use crate::linux::x86;
@@ -17,6 +17,7 @@ pub(super) struct Window {
     pub(super) found: Found,
     host_tsc_aux: u64,
     host_debug_control: u64,
+    host_xss: u64,
     /// A machine check ended the guest's run.
     pub(super) machine_check: bool,
     /// VMRUN refused the guest's state.
@@ -44,10 +45,15 @@ pub(super) fn open(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
     vcpu.window = Some(Window {
         found,
         host_tsc_aux: match vcpu.features.tsc_aux {
-            true => msr::swap(msr::TSC_AUX, vcpu.tsc_aux),
+            true => Switched::TscAux.swap(vcpu.tsc_aux),
             false => 0,
         },
-        host_debug_control: msr::swap(msr::DEBUGCTL, vcpu.debug_control),
+        host_debug_control: Switched::DebugControl.swap(vcpu.debug_control),
+        // XSAVES can't be intercepted: with no state in IA32_XSS it does what XSAVEC does.
+        host_xss: match vcpu.features.xsaves {
+            true => Switched::Xss.swap(0),
+            false => 0,
+        },
         machine_check: false,
         refused: false,
     });
@@ -60,9 +66,12 @@ pub(super) fn close(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
         return;
     };
     if vcpu.features.tsc_aux {
-        msr::restore(msr::TSC_AUX, window.host_tsc_aux, vcpu.tsc_aux);
+        Switched::TscAux.restore(window.host_tsc_aux, vcpu.tsc_aux);
     }
-    msr::restore(msr::DEBUGCTL, window.host_debug_control, vcpu.debug_control);
+    Switched::DebugControl.restore(window.host_debug_control, vcpu.debug_control);
+    if vcpu.features.xsaves {
+        Switched::Xss.restore(window.host_xss, 0);
+    }
     let host_addresses = vcpu.unload_debug_addresses();
     if window.found.borrowed() {
         cpu.flush_before_return();

@@ -52,11 +52,14 @@ impl<V: XvmOps> Vcpu<V> {
     /// Takes vectors, NMIs and the timer from the mailbox. False when it holds an INIT or start-up IPI, or the host's timer
     /// must be set.
     fn take_mail(&mut self) -> bool {
-        let Some(lapic) = &mut self.lapic else {
+        if self.lapic.is_none() {
+            return true;
+        }
+        let nmis = self.shared.mailbox.take_nmis();
+        self.add_nmis(nmis as u8);
+        let (mailbox, Some(lapic)) = (&self.shared.mailbox, &mut self.lapic) else {
             return true;
         };
-        let mailbox = &self.shared.mailbox;
-        self.events.nmis = self.events.nmis.saturating_add(mailbox.take_nmis() as u8).min(2);
         if mailbox.take_timer() {
             lapic.timer_expired(timer::now(), crate::linux::x86::rdtsc().wrapping_add(self.tsc_offset));
             self.timer_stale = true;
@@ -64,6 +67,13 @@ impl<V: XvmOps> Vcpu<V> {
         mailbox.drain_into(lapic);
         // INIT and start-up remain.
         !self.timer_stale && mailbox.is_empty()
+    }
+
+    /// Latches NMIs: one while another is being handled, as in hardware; two otherwise, of which the first is delivered at once.
+    pub(crate) fn add_nmis(&mut self, nmis: u8) {
+        let most = if V::interruptibility(&self.arch).nmi { 1 } else { 2 };
+        let nmis = self.events.nmis.saturating_add(nmis);
+        self.events.nmis = nmis.min(most);
     }
 
     fn inject_nmi(&mut self) -> bool {

@@ -57,8 +57,8 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
             raise(vcpu, vector, error_code)
         }
         // The next look at the events does what these ask for.
-        Exit::NmiWindow | Exit::TprChanged => true,
-        Exit::InterruptWindow if vcpu.lapic.is_some() => true,
+        Exit::NmiWindow => true,
+        Exit::InterruptWindow | Exit::TprChanged if vcpu.lapic.is_some() => true,
         _ => false,
     };
     if done && (vcpu.timer_stale || vcpu.mp_state != MpState::Runnable) {

@@ -8,8 +8,8 @@
 
 use super::emulate::Insn;
 
-/// An instruction makes few accesses: two operands, each in two pages, in pieces of eight bytes.
-const ACCESSES: usize = 16;
+/// An instruction makes few accesses, in pieces of eight bytes: the most are a batch of 256 bytes for INS or OUTS in two pages, and its port.
+const ACCESSES: usize = 40;
 
 /// Bytes of an access to memory.
 pub(crate) const PIECE: usize = 8;

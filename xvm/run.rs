@@ -64,8 +64,8 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// # Errors
     ///
-    /// `EINTR` when a signal or `immediate_exit` ended it, `EAGAIN` when an application processor was started, `EFAULT` or
-    /// `EHWPOISON` when guest memory isn't there.
+    /// `EINTR` when a signal or `immediate_exit` ended it, `EINVAL` when the VMM's CR8 is none, `EFAULT` or `EHWPOISON` when guest
+    /// memory isn't there.
     pub(crate) fn run(&mut self) -> Result {
         let _mask = self.signal_mask.map(SignalMask::set);
         let result = self.run_guest();
@@ -79,8 +79,11 @@ impl<V: XvmOps> Vcpu<V> {
 
     fn run_guest(&mut self) -> Result {
         if self.lapic.is_none() {
-            let cr8: u64 = self.asked_cr8();
-            self.set_cr8((cr8 & 0xf) as u8);
+            let cr8 = self.asked_cr8();
+            if cr8 > 0xf {
+                return Err(EINVAL);
+            }
+            self.set_cr8(cr8 as u8);
         }
         if self.complete()? == Next::Userspace {
             return Ok(());
@@ -138,6 +141,10 @@ impl<V: XvmOps> Vcpu<V> {
             Exit::InterruptWindow => {
                 self.window_wanted = false;
                 self.set_exit(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
+                Ok(Next::Userspace)
+            }
+            Exit::TprChanged => {
+                self.set_exit(uapi::KVM_EXIT_SET_TPR);
                 Ok(Next::Userspace)
             }
             Exit::TripleFault => self.shut_down(),
@@ -311,7 +318,9 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     fn shut_down(&mut self) -> Result<Next> {
+        // What could not be delivered is gone with the shutdown.
         self.events.triple_fault = false;
+        self.events.injected = None;
         self.set_exit(uapi::KVM_EXIT_SHUTDOWN);
         Ok(Next::Userspace)
     }

@@ -8,8 +8,10 @@ use super::platform::Delivery;
 use super::platform::Message;
 use super::vcpu::Shared;
 use kernel::prelude::*;
+use kernel::sync::new_mutex;
 use kernel::sync::new_spinlock_irq;
 use kernel::sync::Arc;
+use kernel::sync::Mutex;
 use kernel::sync::SpinLockIrq;
 
 /// All vCPUs of a VM. The lock is taken in any context, last of all.
@@ -17,6 +19,9 @@ use kernel::sync::SpinLockIrq;
 pub(crate) struct Targets {
     #[pin]
     vcpus: SpinLockIrq<KVec<Arc<Shared>>>,
+    /// The numbers of all vCPUs that were ever made: as in KVM they stay taken while the VM lives.
+    #[pin]
+    ids: Mutex<KVec<u32>>,
 }
 
 impl Targets {
@@ -25,6 +30,7 @@ impl Targets {
         Arc::pin_init(
             pin_init!(Self {
                 vcpus <- new_spinlock_irq!(KVec::new(), "xvm_targets"),
+                ids <- new_mutex!(KVec::new(), "xvm_vcpu_ids"),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -36,13 +42,15 @@ impl Targets {
     ///
     /// `EEXIST` when there is one of that number; `ENOMEM`.
     pub(crate) fn add(&self, vcpu: Arc<Shared>) -> Result {
+        let mut ids = self.ids.lock();
+        if ids.contains(&vcpu.id) {
+            return Err(EEXIST);
+        }
+        ids.push(vcpu.id, GFP_KERNEL_ACCOUNT)?;
         loop {
             let want = self.vcpus.lock().len() + 1;
             let mut larger = KVec::with_capacity(want, GFP_KERNEL_ACCOUNT)?;
             let mut vcpus = self.vcpus.lock();
-            if vcpus.iter().any(|one| one.id == vcpu.id) {
-                return Err(EEXIST);
-            }
             if vcpus.len() + 1 != want {
                 continue;
             }
@@ -61,9 +69,9 @@ impl Targets {
         self.vcpus.lock().retain(|one| !Arc::ptr_eq(one, vcpu));
     }
 
-    /// How many there are.
+    /// How many were made.
     pub(crate) fn count(&self) -> usize {
-        self.vcpus.lock().len()
+        self.ids.lock().len()
     }
 
     /// Delivers a message to the vCPUs that it is for. Whether one of them took it as new. From any context.

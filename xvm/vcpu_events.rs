@@ -157,7 +157,7 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// None.
     pub(crate) fn queue_nmi(&mut self) -> Result<isize> {
-        self.events.nmis = self.events.nmis.saturating_add(1).min(NMIS_MAX);
+        self.add_nmis(1);
         Ok(0)
     }
 }

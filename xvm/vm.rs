@@ -94,7 +94,7 @@ impl<V: XvmOps> Vm<V> {
         self.irqchip.as_ref()
     }
 
-    /// Whether a vCPU was made (and is still there).
+    /// Whether a vCPU was made.
     pub(super) fn has_vcpus(&self) -> bool {
         self.targets.count() != 0
     }

@@ -10,7 +10,7 @@ use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
 /// Number of slots a VM may have (`KVM_CAP_NR_MEMSLOTS`).
-pub(crate) const SLOT_LIMIT: u32 = 32764;
+pub(crate) const SLOT_LIMIT: u32 = 512;
 
 /// What `KVM_SET_USER_MEMORY_REGION` asks for, checked for what can be checked without the other slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +36,8 @@ impl Region {
     pub(crate) fn new(slot: u32, flags: u32, gpa: u64, size: u64, user: u64) -> Result<Self> {
         let page = PAGE_SIZE as u64;
         let aligned = gpa % page == 0 && size % page == 0 && user % page == 0;
-        // Guest-physical addresses have 52 bits at most, and page counts must fit 31 bits as in KVM.
-        let fits = gpa.checked_add(size).is_some_and(|end| end <= 1 << 52) && size / page < 1 << 31;
+        // Second-level tables of four levels reach 48 bits, and page counts must fit 31 bits as in KVM.
+        let fits = gpa.checked_add(size).is_some_and(|end| end <= 1 << 48) && size / page < 1 << 31;
         if slot >= SLOT_LIMIT
             || flags & !uapi::KVM_MEM_READONLY != 0
             || !aligned

@@ -5,15 +5,16 @@
 //! # Locks
 //!
 //! 1. `update`, a mutex: one change of the slots at a time.
-//! 2. `tables`, a spin lock: tables and the count of invalidations under way. Nothing sleeps under it.
+//! 2. `guarded`, a spin lock: tables and the count of invalidations under way. Nothing sleeps under it.
 //! 3. `slots`, a spin lock: the current slots.
 //!
 //! # How a mapping stays true
 //!
-//! A fault looks the page up without a lock and maps it under `tables`, unless an invalidation is under way, or one has
+//! A fault looks the page up without a lock and maps it under `guarded`, unless an invalidation is under way, or one has
 //! ended (`sequence`) or the slots have changed (`generation`) since the look-up: then the guest faults again. An invalidation
-//! clears the entries under `tables` and then has every CPU that may hold them in its TLB flush: it raises `flushes`, which each vCPU
-//! compares before it enters the guest, and waits for those that are in the guest to leave it.
+//! clears the entries under `guarded` and then has every CPU that may hold them in its TLB flush: it raises `flushes`, which each
+//! vCPU compares before it enters the guest, and waits for those that are in the guest to leave it. Who finds the entries
+//! cleared already flushes as well, unless a flush has come after: `cleared` and `flushed` tell.
 
 use super::tables::Mapping;
 use super::tables::Spare;
@@ -25,10 +26,12 @@ use crate::linux::gup;
 use crate::linux::gup::UserPage;
 use crate::linux::mmu_notifier::MmuNotifier;
 use crate::linux::task;
+use crate::linux::x86;
 use crate::xvm::kick::Kick;
 use core::ops::Range;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering;
+use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 use kernel::sync::new_mutex;
 use kernel::sync::new_spinlock;
@@ -57,6 +60,9 @@ struct Guarded<F: PageFormat> {
     invalid: Range<usize>,
     /// Counts ended invalidations.
     sequence: u64,
+    /// Counts times at which entries were cleared, and how many of these a flush has followed.
+    cleared: u64,
+    flushed: u64,
 }
 
 /// A VM's memory.
@@ -68,7 +74,7 @@ pub(crate) struct Memory<F: PageFormat> {
     guarded: SpinLock<Guarded<F>>,
     #[pin]
     slots: SpinLock<Arc<Slots>>,
-    /// Counts changes of the slots. Odd while one is being made.
+    /// Counts changes of the slots.
     generation: AtomicU64,
     /// Counts what vCPUs must flush their TLBs for.
     flushes: AtomicU64,
@@ -90,6 +96,8 @@ impl<F: PageFormat> Memory<F> {
                     invalidations: 0,
                     invalid: 0..0,
                     sequence: 0,
+                    cleared: 0,
+                    flushed: 0,
                 }, "xvm_tables"),
                 slots <- new_spinlock!(slots, "xvm_slots"),
                 generation: AtomicU64::new(0),
@@ -156,15 +164,23 @@ impl<F: PageFormat> Memory<F> {
 
     /// Takes the mappings of a guest-physical range away, in the tables and in all TLBs.
     fn unmap(&self, range: Range<u64>) {
-        let mut any = false;
         let mut start = range.start;
         while start < range.end {
             let end = range.end.min((start / CHUNK + 1) * CHUNK);
-            any |= self.guarded.lock().tables.unmap(&(start..end));
+            let mut guarded = self.guarded.lock();
+            if guarded.tables.unmap(&(start..end)) {
+                guarded.cleared += 1;
+            }
             start = end;
         }
-        if any {
+        let (cleared, flushed) = {
+            let guarded = self.guarded.lock();
+            (guarded.cleared, guarded.flushed)
+        };
+        if cleared != flushed {
             self.flush();
+            let mut guarded = self.guarded.lock();
+            guarded.flushed = guarded.flushed.max(cleared);
         }
     }
 
@@ -206,7 +222,12 @@ impl<F: PageFormat> Memory<F> {
         }
         let replaced = {
             let mut guarded = self.guarded.lock();
-            let busy = guarded.invalidations != 0 && guarded.invalid.contains(&user);
+            let (size, start) = match mapping.large {
+                true => (PAGE_2M as usize, region.user_address(mapping.gpa)),
+                false => (PAGE_SIZE, user),
+            };
+            let touched = guarded.invalid.start < start.saturating_add(size) && start < guarded.invalid.end;
+            let busy = guarded.invalidations != 0 && touched;
             if busy || guarded.sequence != sequence || self.generation() != generation {
                 drop(guarded);
                 task::cond_resched();
@@ -220,12 +241,13 @@ impl<F: PageFormat> Memory<F> {
         Ok(Filled::Done)
     }
 
-    /// A mapping of 2 MiB, where slot and memory allow it.
+    /// A mapping of 2 MiB, where slot and memory allow it. CPUs that may hang when a page's size changes while they execute from it
+    /// (ITLB_MULTIHIT, CVE-2018-12207) get none.
     fn large(region: &Region, gpa: u64, page: &UserPage) -> Option<Mapping> {
         let start = gpa & !(PAGE_2M - 1);
         let user = region.user_address(start);
         let inside = start >= region.gpa && start + PAGE_2M <= region.range().end;
-        if !inside || region.read_only || user as u64 % PAGE_2M != 0 || !page.in_large_folio() {
+        if !inside || region.read_only || x86::itlb_multihit() || user as u64 % PAGE_2M != 0 || !page.in_large_folio() {
             return None;
         }
         Some(Mapping {
