@@ -460,6 +460,9 @@ GUEST_CODE64(endless_debug,
 
 TEST_F(exceptions, endless_debug_exceptions)
 {
+	/* It serves no interrupts any more, not even the host's, once such a guest runs. */
+	if (host_is_bochs())
+		SKIP(return, "Bochs never leaves a loop that hits data breakpoints");
 	guest_load(&self->vm, endless_debug);
 	guest_set_mode(&self->vcpu, MODE_LONG);
 	self->report->fixup = GUEST_CODE;
