@@ -103,7 +103,10 @@ impl<T: AnonFile> Operations<T> {
     /// # Safety
     ///
     /// Called by the kernel as this file's `mmap`, before `release`, with a `vma` that is being set up.
-    unsafe extern "C" fn mmap(file: *mut bindings::file, vma: *mut bindings::vm_area_struct) -> c_int {
+    unsafe extern "C" fn mmap(
+        file: *mut bindings::file,
+        vma: *mut bindings::vm_area_struct,
+    ) -> c_int {
         // SAFETY: As in `ioctl`.
         let this = unsafe { Arc::<T>::borrow((*file).private_data.cast::<c_void>()) };
         // SAFETY: The kernel passes a vma in its initial set-up.

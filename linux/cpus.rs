@@ -92,7 +92,9 @@ pub(crate) fn kick(cpu: u32) {
 /// Interrupts `cpu` and waits until it has taken the interrupt: what ran there with interrupts off has ended. Not with interrupts off.
 pub(crate) fn kick_and_wait(cpu: u32) {
     // SAFETY: The function does nothing and has no argument. A CPU that is offline runs no guest; the error says so.
-    let _ = unsafe { bindings::smp_call_function_single(cpu as c_int, Some(nothing), core::ptr::null_mut(), true) };
+    let _ = unsafe {
+        bindings::smp_call_function_single(cpu as c_int, Some(nothing), core::ptr::null_mut(), true)
+    };
 }
 
 /// # Safety

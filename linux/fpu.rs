@@ -149,9 +149,11 @@ impl GuestFpu {
             Ok(u64::from_le_bytes(bytes.try_into().map_err(|_| EINVAL)?))
         };
         let present = word(XSTATE_BV)?;
-        let header_rest = (1..8).try_fold(0, |all, i| Ok::<u64, Error>(all | word(XSTATE_BV + 8 * i)?))?;
+        let header_rest =
+            (1..8).try_fold(0, |all, i| Ok::<u64, Error>(all | word(XSTATE_BV + 8 * i)?))?;
         let mxcsr = (word(MXCSR)? & 0xffff_ffff) as u32;
-        if present & !self.caps.guest_xcr0 != 0 || header_rest != 0 || mxcsr & !self.mxcsr_mask != 0 {
+        if present & !self.caps.guest_xcr0 != 0 || header_rest != 0 || mxcsr & !self.mxcsr_mask != 0
+        {
             return Err(EINVAL);
         }
         // INVARIANT: The three conditions have just been checked.

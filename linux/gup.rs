@@ -35,7 +35,9 @@ impl UserPage {
         let mut page = core::ptr::null_mut();
         let flags = bindings::FOLL_HWPOISON | if write { bindings::FOLL_WRITE } else { 0 };
         // SAFETY: `page` has place for one page; the current task has an address space, as it is in an ioctl.
-        let got = unsafe { bindings::get_user_pages_unlocked(address & !(PAGE_SIZE - 1), 1, &mut page, flags) };
+        let got = unsafe {
+            bindings::get_user_pages_unlocked(address & !(PAGE_SIZE - 1), 1, &mut page, flags)
+        };
         match got {
             // INVARIANT: The call took a reference.
             1 => Ok(Self {
@@ -52,7 +54,9 @@ impl UserPage {
         let mut page = core::ptr::null_mut();
         let flags = if write { bindings::FOLL_WRITE } else { 0 };
         // SAFETY: As in `fault_in`.
-        let got = unsafe { bindings::get_user_pages_fast_only(address & !(PAGE_SIZE - 1), 1, flags, &mut page) };
+        let got = unsafe {
+            bindings::get_user_pages_fast_only(address & !(PAGE_SIZE - 1), 1, flags, &mut page)
+        };
         // INVARIANT: The call took a reference if it returned 1.
         (got == 1).then(|| Self {
             page,
@@ -96,7 +100,12 @@ pub(crate) fn huge_page(address: usize) -> Option<u64> {
     }
     // SAFETY: `pages` has place for them; the current task has an address space.
     let got = unsafe {
-        bindings::get_user_pages_fast_only(address, HUGE_PAGES as i32, bindings::FOLL_WRITE, pages.as_mut_ptr())
+        bindings::get_user_pages_fast_only(
+            address,
+            HUGE_PAGES as i32,
+            bindings::FOLL_WRITE,
+            pages.as_mut_ptr(),
+        )
     };
     let got = usize::try_from(got).unwrap_or(0);
     let mut first = 0;

@@ -77,7 +77,8 @@ impl<T: MmuNotifier> Registration<T> {
         unsafe { (*raw).ops = Self::TABLE };
         // SAFETY: The value is pinned, and complete for callbacks, which may come from now on; the address space is the
         // current task's own.
-        let result = to_result(unsafe { bindings::mmu_notifier_register(raw, registration.mm.as_raw()) });
+        let result =
+            to_result(unsafe { bindings::mmu_notifier_register(raw, registration.mm.as_raw()) });
         if let Err(error) = result {
             // SAFETY: As above. `drop` knows by it that there is nothing to unregister.
             unsafe { (*raw).ops = core::ptr::null() };
@@ -97,7 +98,10 @@ impl<T: MmuNotifier> Registration<T> {
     /// # Safety
     ///
     /// Called by the kernel for a registered notifier.
-    unsafe extern "C" fn release(notifier: *mut bindings::mmu_notifier, _: *mut bindings::mm_struct) {
+    unsafe extern "C" fn release(
+        notifier: *mut bindings::mmu_notifier,
+        _: *mut bindings::mm_struct,
+    ) {
         // SAFETY: Unregistering waits for callbacks, so the registration is alive.
         unsafe { Self::target(notifier) }.release();
     }

@@ -82,7 +82,9 @@ impl RunPages {
     pub(crate) fn get<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
         let address = self.address(offset, size_of::<T>())?.cast::<T>();
         // SAFETY: The address is valid for `T`, and every bit pattern is one. The read is volatile: userspace may be writing.
-        address.is_aligned().then(|| unsafe { address.read_volatile() })
+        address
+            .is_aligned()
+            .then(|| unsafe { address.read_volatile() })
     }
 
     /// Writes a value at `offset`. Does nothing when it isn't inside of one page, aligned.

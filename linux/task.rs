@@ -40,7 +40,9 @@ impl SignalMask {
     /// Blocks the signals of `mask` for the calling task, in place of the ones blocked now. SIGKILL and SIGSTOP are never blocked.
     pub(crate) fn set(mask: u64) -> Self {
         let keep = !((1u64 << (bindings::SIGKILL - 1)) | (1u64 << (bindings::SIGSTOP - 1)));
-        let mut new = bindings::sigset_t { sig: [(mask & keep) as usize] };
+        let mut new = bindings::sigset_t {
+            sig: [(mask & keep) as usize],
+        };
         let mut saved = bindings::sigset_t::default();
         // SAFETY: Both sets live through the call. It can't fail with SIG_SETMASK.
         // INVARIANT: The call stores the old mask.
@@ -52,7 +54,13 @@ impl SignalMask {
 impl Drop for SignalMask {
     fn drop(&mut self) {
         // SAFETY: The set lives through the call.
-        unsafe { bindings::sigprocmask(bindings::SIG_SETMASK as i32, &mut self.saved, core::ptr::null_mut()) };
+        unsafe {
+            bindings::sigprocmask(
+                bindings::SIG_SETMASK as i32,
+                &mut self.saved,
+                core::ptr::null_mut(),
+            )
+        };
     }
 }
 

@@ -58,7 +58,14 @@ impl<T: TimerTarget> Timer<T> {
     pub(crate) fn set(&self, at: u64) {
         let at = i64::try_from(at).unwrap_or(i64::MAX);
         // SAFETY: The timer was set up by `new`; starting it again while it is pending or running is allowed.
-        unsafe { bindings::hrtimer_start_range_ns(self.inner.get(), at, 0, bindings::hrtimer_mode_HRTIMER_MODE_ABS) };
+        unsafe {
+            bindings::hrtimer_start_range_ns(
+                self.inner.get(),
+                at,
+                0,
+                bindings::hrtimer_mode_HRTIMER_MODE_ABS,
+            )
+        };
     }
 
     /// Stops the timer, and waits if the callback is running. Not from the callback, nor with a lock that it takes.
@@ -77,7 +84,14 @@ impl<T: TimerTarget> Timer<T> {
         if let Some(at) = target.expired() {
             let at = i64::try_from(at).unwrap_or(i64::MAX);
             // SAFETY: A callback may start its own timer, and then says that it is not to be restarted.
-            unsafe { bindings::hrtimer_start_range_ns(timer, at, 0, bindings::hrtimer_mode_HRTIMER_MODE_ABS) };
+            unsafe {
+                bindings::hrtimer_start_range_ns(
+                    timer,
+                    at,
+                    0,
+                    bindings::hrtimer_mode_HRTIMER_MODE_ABS,
+                )
+            };
         }
         bindings::hrtimer_restart::HRTIMER_NORESTART
     }

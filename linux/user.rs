@@ -36,7 +36,12 @@ unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 pub(crate) fn read<T: Plain>(address: usize) -> Result<T> {
     let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: The value's bytes are valid for writing; as `MaybeUninit` they may hold anything.
-    let bytes = unsafe { core::slice::from_raw_parts_mut(value.as_mut_ptr().cast::<MaybeUninit<u8>>(), size_of::<T>()) };
+    let bytes = unsafe {
+        core::slice::from_raw_parts_mut(
+            value.as_mut_ptr().cast::<MaybeUninit<u8>>(),
+            size_of::<T>(),
+        )
+    };
     UserSlice::new(UserPtr::from_addr(address), size_of::<T>())
         .reader()
         .read_raw(bytes)?;
@@ -51,7 +56,9 @@ pub(crate) fn read<T: Plain>(address: usize) -> Result<T> {
 /// `EFAULT`.
 pub(crate) fn write<T: Plain>(address: usize, value: &T) -> Result {
     // SAFETY: A `Plain` value has no padding, so that all its bytes are initialised.
-    let bytes = unsafe { core::slice::from_raw_parts(core::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) };
+    let bytes = unsafe {
+        core::slice::from_raw_parts(core::ptr::from_ref(value).cast::<u8>(), size_of::<T>())
+    };
     write_bytes(address, bytes)
 }
 
@@ -85,7 +92,9 @@ pub(crate) fn write_bytes(address: usize, from: &[u8]) -> Result {
 #[inline]
 pub(crate) fn read_nofault(address: usize, to: &mut [u8]) -> Result {
     // SAFETY: `to` is valid for writing its length; the function checks that the address is one of userspace, and survives faults.
-    match unsafe { bindings::copy_from_user_nofault(to.as_mut_ptr().cast(), address as *const _, to.len()) } {
+    match unsafe {
+        bindings::copy_from_user_nofault(to.as_mut_ptr().cast(), address as *const _, to.len())
+    } {
         0 => Ok(()),
         _ => Err(EFAULT),
     }
@@ -117,7 +126,9 @@ pub(crate) fn read_word_nofault(address: usize) -> Result<u64> {
 pub(crate) fn read_array<T: Plain>(address: usize, count: usize) -> Result<KVVec<T>> {
     let mut values = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
     for i in 0..count {
-        let at = i.checked_mul(size_of::<T>()).and_then(|offset| address.checked_add(offset));
+        let at = i
+            .checked_mul(size_of::<T>())
+            .and_then(|offset| address.checked_add(offset));
         values.push(read(at.ok_or(EFAULT)?)?, GFP_KERNEL_ACCOUNT)?;
     }
     Ok(values)
@@ -136,7 +147,10 @@ pub(crate) fn is_user_range(address: u64, size: u64) -> bool {
 ///
 /// `EFAULT`, also when the address isn't aligned or isn't one of userspace.
 pub(crate) fn compare_exchange(address: usize, size: usize, old: u64, new: u64) -> Result<bool> {
-    if (size != 4 && size != 8) || address % size != 0 || !is_user_range(address as u64, size as u64) {
+    if (size != 4 && size != 8)
+        || address % size != 0
+        || !is_user_range(address as u64, size as u64)
+    {
         return Err(EFAULT);
     }
     // SAFETY: The address is one of userspace, aligned; the helpers survive faults.

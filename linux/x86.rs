@@ -122,7 +122,9 @@ pub(crate) fn cr4() -> u64 {
 pub(crate) unsafe fn xgetbv0() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: By this function's contract XGETBV exists and is enabled.
-    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
     (u64::from(high) << 32) | u64::from(low)
 }
 

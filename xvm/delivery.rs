@@ -61,7 +61,10 @@ impl<V: XvmOps> Vcpu<V> {
             return true;
         };
         if mailbox.take_timer() {
-            lapic.timer_expired(timer::now(), crate::linux::x86::rdtsc().wrapping_add(self.tsc_offset));
+            lapic.timer_expired(
+                timer::now(),
+                crate::linux::x86::rdtsc().wrapping_add(self.tsc_offset),
+            );
             self.timer_stale = true;
         }
         mailbox.drain_into(lapic);
@@ -71,7 +74,11 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Latches NMIs: one while another is being handled, as in hardware; two otherwise, of which the first is delivered at once.
     pub(crate) fn add_nmis(&mut self, nmis: u8) {
-        let most = if V::interruptibility(&self.arch).nmi { 1 } else { 2 };
+        let most = if V::interruptibility(&self.arch).nmi {
+            1
+        } else {
+            2
+        };
         let nmis = self.events.nmis.saturating_add(nmis);
         self.events.nmis = nmis.min(most);
     }
@@ -135,8 +142,15 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Whether the 8259 pair asks for an interrupt that this vCPU's local APIC lets through.
     pub(crate) fn pic_interrupt(&self) -> bool {
-        let asked = self.vm.irqchip().is_some_and(|irqchip| irqchip.pic_output());
-        asked && self.lapic.as_ref().is_some_and(|lapic| lapic.accepts_extint())
+        let asked = self
+            .vm
+            .irqchip()
+            .is_some_and(|irqchip| irqchip.pic_output());
+        asked
+            && self
+                .lapic
+                .as_ref()
+                .is_some_and(|lapic| lapic.accepts_extint())
     }
 
     fn interrupt_delivered(&mut self) {
@@ -195,11 +209,15 @@ impl<V: XvmOps> Vcpu<V> {
     /// Whether something that has come wakes the vCPU from HLT.
     pub(crate) fn wakes(&mut self) -> bool {
         self.take_mail();
-        let pending = self.lapic.as_ref().is_some_and(|lapic| lapic.pending().is_some());
+        let pending = self
+            .lapic
+            .as_ref()
+            .is_some_and(|lapic| lapic.pending().is_some());
         let events = &self.events;
         events.nmis != 0
             || events.injected.is_some()
-            || ((pending || events.interrupt.is_some() || self.pic_interrupt()) && self.interruptible())
+            || ((pending || events.interrupt.is_some() || self.pic_interrupt())
+                && self.interruptible())
     }
 
     /// Sleeps until the vCPU has to run, or a signal comes (false). Outside of the window.
@@ -216,7 +234,11 @@ impl<V: XvmOps> Vcpu<V> {
             }
             let pic = self.mp_state == MpState::Halted && self.interruptible();
             let (mailbox, this) = (&self.shared.mailbox, &*self);
-            if !self.shared.wait.wait(|| !mailbox.is_empty() || (pic && this.pic_interrupt())) {
+            if !self
+                .shared
+                .wait
+                .wait(|| !mailbox.is_empty() || (pic && this.pic_interrupt()))
+            {
                 return false;
             }
         }

@@ -54,8 +54,12 @@ impl PlainMove {
             [Operand::Memory(memory), Operand::Register(from)] if plain(from) => {
                 (memory.size, Some(Source::Register(from.index)), 0)
             }
-            [Operand::Memory(memory), Operand::Immediate(value)] => (memory.size, Some(Source::Immediate(value)), 0),
-            [Operand::Register(to), Operand::Memory(memory)] if plain(to) => (memory.size, None, to.index),
+            [Operand::Memory(memory), Operand::Immediate(value)] => {
+                (memory.size, Some(Source::Immediate(value)), 0)
+            }
+            [Operand::Register(to), Operand::Memory(memory)] if plain(to) => {
+                (memory.size, None, to.index)
+            }
             _ => return None,
         };
         Some(Self {
@@ -77,7 +81,10 @@ impl<V: XvmOps> Vcpu<V> {
         let plain = PlainMove::new(&insn)?;
         let aligned = fault.gpa % u64::from(plain.size.max(1)) == 0;
         // At a page's start the operand may have begun in the page before, if it isn't aligned.
-        let whole = fault.gpa % PAGE != 0 || self.operand_address(&insn).is_some_and(|address| address % PAGE == 0);
+        let whole = fault.gpa % PAGE != 0
+            || self
+                .operand_address(&insn)
+                .is_some_and(|address| address % PAGE == 0);
         (aligned && whole && plain.source.is_some() == fault.write).then_some(plain)
     }
 
@@ -93,13 +100,17 @@ impl<V: XvmOps> Vcpu<V> {
             return None;
         }
         let gprs = V::gprs(&mut self.arch);
-        let register = |index: u8| (usize::from(index) != RSP).then(|| gprs.0[usize::from(index & 15)]);
+        let register =
+            |index: u8| (usize::from(index) != RSP).then(|| gprs.0[usize::from(index & 15)]);
         let base = match memory.base {
             Base::None => 0,
             Base::Gpr(index) => register(index)?,
             Base::NextRip => context.rip.wrapping_add(insn.length.into()),
         };
-        let index = memory.index.map_or(Some(0), register)?.wrapping_mul(memory.scale.into());
+        let index = memory
+            .index
+            .map_or(Some(0), register)?
+            .wrapping_mul(memory.scale.into());
         Some(base.wrapping_add(index).wrapping_add(memory.displacement))
     }
 
@@ -133,14 +144,25 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Whether an address belongs to the local APIC or the IOAPIC.
     pub(crate) fn is_kernel_device(&self, gpa: u64) -> bool {
-        let local = self.lapic.as_ref().is_some_and(|lapic| lapic.page() == Some(gpa & !0xfff));
-        local || self.vm.irqchip().is_some_and(|irqchip| irqchip.is_ioapic(gpa))
+        let local = self
+            .lapic
+            .as_ref()
+            .is_some_and(|lapic| lapic.page() == Some(gpa & !0xfff));
+        local
+            || self
+                .vm
+                .irqchip()
+                .is_some_and(|irqchip| irqchip.is_ioapic(gpa))
     }
 }
 
 /// An access to the local APIC's page: aligned moves of four bytes, as its manual demands (SDM vol 3, 12.4.1). Inside the window.
 pub(crate) fn local_apic<V: XvmOps>(vcpu: &mut Vcpu<V>, fault: &MemoryFault) -> bool {
-    let here = |vcpu: &Vcpu<V>| vcpu.lapic.as_ref().is_some_and(|lapic| lapic.page() == Some(fault.gpa & !0xfff));
+    let here = |vcpu: &Vcpu<V>| {
+        vcpu.lapic
+            .as_ref()
+            .is_some_and(|lapic| lapic.page() == Some(fault.gpa & !0xfff))
+    };
     if !here(vcpu) || vcpu.slots_cover(fault.gpa) {
         return false;
     }
@@ -156,7 +178,10 @@ pub(crate) fn local_apic<V: XvmOps>(vcpu: &mut Vcpu<V>, fault: &MemoryFault) -> 
         }
         None => {
             let now = timer::now();
-            let value = vcpu.lapic.as_mut().map_or(0, |lapic| lapic.read(offset, now));
+            let value = vcpu
+                .lapic
+                .as_mut()
+                .map_or(0, |lapic| lapic.read(offset, now));
             vcpu.load(&plain, value.into());
         }
     }

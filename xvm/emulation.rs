@@ -119,7 +119,12 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
     }
 
     /// The pieces of an access, translated before any is made.
-    fn pieces(&mut self, linear: u64, length: usize, write: bool) -> Result<[Option<Piece>; 2], Stop> {
+    fn pieces(
+        &mut self,
+        linear: u64,
+        length: usize,
+        write: bool,
+    ) -> Result<[Option<Piece>; 2], Stop> {
         let first = length.min(PAGE_SIZE - (linear % PAGE_SIZE as u64) as usize);
         let head = Piece {
             gpa: self.translate(linear, write, false)?,
@@ -207,7 +212,11 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
         if first == INSN_MAX || whole != Err(DecodeError::Truncated) {
             return Ok((code, first));
         }
-        let gpa = self.translate(self.context.wrap(linear.wrapping_add(first as u64)), false, true)?;
+        let gpa = self.translate(
+            self.context.wrap(linear.wrapping_add(first as u64)),
+            false,
+            true,
+        )?;
         let read = self.vcpu.current_slots().read(gpa, &mut code[first..]);
         read.map_err(|error| self.fail(error))?;
         Ok((code, INSN_MAX))
@@ -336,7 +345,14 @@ impl<V: XvmOps> Machine for Emulation<'_, V> {
     }
 
     fn io_in(&mut self, port: u16, size: u8, data: &mut [u8]) -> Result<(), Stop> {
-        if size == 1 && data.iter_mut().all(|byte| self.vcpu.port_read(port).map(|value| *byte = value).is_some()) {
+        if size == 1
+            && data.iter_mut().all(|byte| {
+                self.vcpu
+                    .port_read(port)
+                    .map(|value| *byte = value)
+                    .is_some()
+            })
+        {
             return Ok(());
         }
         let access = port_access(Kind::PortIn, port, size, data.len());
@@ -346,7 +362,11 @@ impl<V: XvmOps> Machine for Emulation<'_, V> {
     }
 
     fn io_out(&mut self, port: u16, size: u8, data: &[u8]) -> Result<(), Stop> {
-        if size == 1 && data.iter().all(|byte| self.vcpu.port_write(port, *byte).is_some()) {
+        if size == 1
+            && data
+                .iter()
+                .all(|byte| self.vcpu.port_write(port, *byte).is_some())
+        {
             return Ok(());
         }
         let access = port_access(Kind::PortOut, port, size, data.len());
@@ -435,11 +455,19 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Reads from a device in the kernel. False when there is none at this address.
     fn device_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
-        let value = if self.lapic.as_ref().is_some_and(|lapic| lapic.page() == Some(gpa & !APIC_PAGE)) {
+        let value = if self
+            .lapic
+            .as_ref()
+            .is_some_and(|lapic| lapic.page() == Some(gpa & !APIC_PAGE))
+        {
             let now = timer::now();
-            self.lapic.as_mut().map(|lapic| lapic.read((gpa & APIC_PAGE & !3) as u32, now))
+            self.lapic
+                .as_mut()
+                .map(|lapic| lapic.read((gpa & APIC_PAGE & !3) as u32, now))
         } else {
-            self.vm.irqchip().and_then(|irqchip| irqchip.ioapic_read(gpa))
+            self.vm
+                .irqchip()
+                .and_then(|irqchip| irqchip.ioapic_read(gpa))
         };
         let Some(value) = value else {
             return false;
@@ -458,14 +486,20 @@ impl<V: XvmOps> Vcpu<V> {
         let length = data.len().min(4);
         bytes[..length].copy_from_slice(&data[..length]);
         let value = u32::from_le_bytes(bytes);
-        if self.lapic.as_ref().is_some_and(|lapic| lapic.page() == Some(gpa & !APIC_PAGE)) {
+        if self
+            .lapic
+            .as_ref()
+            .is_some_and(|lapic| lapic.page() == Some(gpa & !APIC_PAGE))
+        {
             // As in hardware, what isn't an aligned access of at least 4 bytes has no effect.
             if gpa & 3 == 0 && data.len() >= 4 {
                 self.lapic_write((gpa & APIC_PAGE) as u32, value);
             }
             return true;
         }
-        self.vm.irqchip().is_some_and(|irqchip| irqchip.ioapic_write(gpa, value).is_some())
+        self.vm
+            .irqchip()
+            .is_some_and(|irqchip| irqchip.ioapic_write(gpa, value).is_some())
     }
 
     pub(crate) fn lapic_write(&mut self, offset: u32, value: u32) {

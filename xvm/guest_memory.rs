@@ -142,13 +142,18 @@ fn plain_code_page(slots: &Slots, context: &CodeContext, linear: u64) -> Option<
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     const PAGING: u64 = 1 << 31;
     const PAE: u64 = 1 << 5;
-    if context.cr0 & PAGING == 0 || context.cr4 & PAE == 0 || context.code_size() != CodeSize::Bits64 {
+    if context.cr0 & PAGING == 0
+        || context.cr4 & PAE == 0
+        || context.code_size() != CodeSize::Bits64
+    {
         return None;
     }
     let mut table = context.cr3 & ADDRESS;
     let mut user = USER;
     for shift in [39, 30, 21, 12] {
-        let entry = slots.read_word_nofault(table | ((linear >> shift) & 0x1ff) << 3).ok()?;
+        let entry = slots
+            .read_word_nofault(table | ((linear >> shift) & 0x1ff) << 3)
+            .ok()?;
         if entry & PRESENT_ACCESSED != PRESENT_ACCESSED || entry & FORBIDDEN != 0 {
             return None;
         }
@@ -157,7 +162,8 @@ fn plain_code_page(slots: &Slots, context: &CodeContext, linear: u64) -> Option<
         if shift == 12 || entry & LARGE != 0 {
             let span = (1u64 << shift) - 1;
             // Kernel code in a user page is SMEP's business, user code in a kernel page a fault, reserved address bits too.
-            let allowed = (user != 0) == (context.cpl == 3) && shift != 39 && table & span & !0x1000 == 0;
+            let allowed =
+                (user != 0) == (context.cpl == 3) && shift != 39 && table & span & !0x1000 == 0;
             return allowed.then_some(table & !span | linear & span);
         }
     }
@@ -197,7 +203,9 @@ impl<V: XvmOps> Vcpu<V> {
         };
         let slots = self.current_slots();
         let mut bytes = [0; INSN_MAX];
-        let gpa = walk::inspect(&mut Present(slots), &paging, linear, access).ok()?.gpa;
+        let gpa = walk::inspect(&mut Present(slots), &paging, linear, access)
+            .ok()?
+            .gpa;
         let room = PAGE - (linear % PAGE as u64) as usize;
         if room > INSN_MAX {
             return Some((slots.read_insn_nofault(gpa)?, INSN_MAX));
@@ -205,7 +213,12 @@ impl<V: XvmOps> Vcpu<V> {
         let (head, tail) = bytes.split_at_mut(room.min(INSN_MAX));
         slots.read_nofault(gpa, head).ok()?;
         // Most instructions end before the page does, and the next one may not be there.
-        let rest = walk::inspect(&mut Present(slots), &paging, context.wrap(linear.wrapping_add(room as u64)), access);
+        let rest = walk::inspect(
+            &mut Present(slots),
+            &paging,
+            context.wrap(linear.wrapping_add(room as u64)),
+            access,
+        );
         let whole = rest.is_ok_and(|rest| slots.read_nofault(rest.gpa, tail).is_ok());
         Some((bytes, if whole { INSN_MAX } else { room }))
     }

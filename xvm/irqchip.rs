@@ -186,13 +186,17 @@ impl IrqChip {
     /// A local APIC ended a level-triggered interrupt.
     pub(crate) fn end_of_interrupt(&self, vector: u8) {
         let mut chips = self.chips.lock();
-        chips.ioapic.eoi(vector, &mut |message| self.targets.send(message));
+        chips
+            .ioapic
+            .eoi(vector, &mut |message| self.targets.send(message));
     }
 
     /// Sets the IOAPIC's state.
     pub(crate) fn set_ioapic(&self, state: &IoApicState) {
         let mut chips = self.chips.lock();
-        chips.ioapic.set_state(state, &mut |message| self.targets.send(message));
+        chips
+            .ioapic
+            .set_state(state, &mut |message| self.targets.send(message));
     }
 
     /// Replaces the routing; `routes` are sorted by GSI.
@@ -235,7 +239,12 @@ impl IrqChip {
         if !is_pit_port(&self.chips.lock(), port) {
             return None;
         }
-        self.with(|chips| chips.pit.as_mut().map(|pit| pit.write(port, value, timer::now())))
+        self.with(|chips| {
+            chips
+                .pit
+                .as_mut()
+                .map(|pit| pit.write(port, value, timer::now()))
+        })
     }
 
     /// Whether guest-physical `gpa` is one of the IOAPIC's registers.
@@ -246,14 +255,19 @@ impl IrqChip {
     /// Reads the IOAPIC's register at guest-physical `gpa`; `None` when it isn't one.
     pub(crate) fn ioapic_read(&self, gpa: u64) -> Option<u32> {
         let chips = self.chips.lock();
-        chips.ioapic.offset(gpa).map(|offset| chips.ioapic.read(offset))
+        chips
+            .ioapic
+            .offset(gpa)
+            .map(|offset| chips.ioapic.read(offset))
     }
 
     /// Writes the IOAPIC's register at guest-physical `gpa`; `None` when it isn't one.
     pub(crate) fn ioapic_write(&self, gpa: u64, value: u32) -> Option<()> {
         let mut chips = self.chips.lock();
         let offset = chips.ioapic.offset(gpa)?;
-        chips.ioapic.write(offset, value, &mut |message| self.targets.send(message));
+        chips
+            .ioapic
+            .write(offset, value, &mut |message| self.targets.send(message));
         Some(())
     }
 }

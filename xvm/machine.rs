@@ -32,7 +32,8 @@ impl<V: XvmOps> Machine<V> {
         for cpu in 0..cpus::possible() {
             cpus.push(V::cpu_alloc(cpu)?, GFP_KERNEL)?;
         }
-        let fpu = FpuCapabilities::probe().inspect_err(|_| pr_err!("the host doesn't use XSAVE\n"))?;
+        let fpu =
+            FpuCapabilities::probe().inspect_err(|_| pr_err!("the host doesn't use XSAVE\n"))?;
         Ok(Arc::new(Self { caps, fpu, cpus }, GFP_KERNEL)?)
     }
 
@@ -67,7 +68,10 @@ fn take<V: XvmOps>() -> Result<(Arc<dyn Context>, OnlineCheck)> {
     EXPECTED.populate(caps);
     let machine = Machine::<V>::new(caps)?;
     let check = OnlineCheck::new(check::<V>)?;
-    pr_info!("running guests with {}\n", V::NAME.to_str().unwrap_or_default());
+    pr_info!(
+        "running guests with {}\n",
+        V::NAME.to_str().unwrap_or_default()
+    );
     let device = Arc::new(Device { machine }, GFP_KERNEL)?;
     Ok((device, check))
 }

@@ -15,8 +15,8 @@
 //! | `platform` | interrupt controllers and timers (pure logic) |
 //! | `emulate` | decoder, emulator, page-table walker (pure logic) |
 
-mod cpuid;
 mod control;
+mod cpuid;
 mod debugregs;
 mod delivery;
 mod device;

@@ -112,7 +112,8 @@ impl Replay {
     pub(crate) fn access(&mut self, access: Access) -> Answer {
         if self.next < self.count {
             if let Some(Some(done)) = self.done.get(self.next) {
-                let same = (done.kind, done.address, done.length) == (access.kind, access.address, access.length);
+                let same = (done.kind, done.address, done.length)
+                    == (access.kind, access.address, access.length);
                 if same {
                     self.next += 1;
                     return Answer::Done(done.data);

@@ -160,7 +160,9 @@ impl<V: XvmOps> Vcpu<V> {
         let (memory, slots, spare) = (&self.vm.memory, &self.slots, &mut self.spare);
         match memory.fill(slots, self.generation, fault.gpa, fault.write, spare)? {
             Filled::Done => Ok(Next::Guest),
-            Filled::Device if fault.fetch => Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[])),
+            Filled::Device if fault.fetch => {
+                Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[]))
+            }
             Filled::Device if self.plain_move(fault) => Ok(Next::Userspace),
             Filled::Device => self.emulate_exit(),
         }
@@ -200,7 +202,10 @@ impl<V: XvmOps> Vcpu<V> {
         }
         if !access.input {
             let value = V::gprs(&mut self.arch).0[RAX] as u32;
-            self.pages.write(PORT_DATA, &value.to_le_bytes()[..usize::from(access.size & 7)]);
+            self.pages.write(
+                PORT_DATA,
+                &value.to_le_bytes()[..usize::from(access.size & 7)],
+            );
         }
         self.pending = Pending::Port {
             access: *access,
@@ -255,9 +260,10 @@ impl<V: XvmOps> Vcpu<V> {
         match self.emulate() {
             Emulated::Done => self.after_cr8(before),
             Emulated::Failed(error) => Err(error),
-            Emulated::Unknown(code, length) => {
-                Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &code[..length.min(code.len())]))
-            }
+            Emulated::Unknown(code, length) => Ok(self.internal_error(
+                uapi::KVM_INTERNAL_ERROR_EMULATION,
+                &code[..length.min(code.len())],
+            )),
             Emulated::Userspace => {
                 self.pending = Pending::Access;
                 self.exit_access();
@@ -339,7 +345,13 @@ impl<V: XvmOps> Vcpu<V> {
                 system.segments[seg::CS].selector = u16::from(page) << 8;
                 system.segments[seg::CS].base = u64::from(page) << 12;
                 self.set_system_regs(&system);
-                V::load_cpu_user_regs(&mut self.arch, &UserRegs { rip: 0, ..UserRegs::at_power_up() });
+                V::load_cpu_user_regs(
+                    &mut self.arch,
+                    &UserRegs {
+                        rip: 0,
+                        ..UserRegs::at_power_up()
+                    },
+                );
                 self.mp_state = MpState::Runnable;
             }
         } else {

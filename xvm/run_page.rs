@@ -18,13 +18,23 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     pub(super) fn exit_io(&self, input: bool, size: u8, port: u16, count: u32) {
-        let direction = if input { uapi::KVM_EXIT_IO_IN } else { uapi::KVM_EXIT_IO_OUT };
+        let direction = if input {
+            uapi::KVM_EXIT_IO_IN
+        } else {
+            uapi::KVM_EXIT_IO_OUT
+        };
         let pages = &self.pages;
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.direction), direction as u8);
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.io.direction),
+            direction as u8,
+        );
         pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.size), size);
         pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.port), port);
         pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.count), count);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.io.data_offset), PORT_DATA as u64);
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.io.data_offset),
+            PORT_DATA as u64,
+        );
         self.set_exit(uapi::KVM_EXIT_IO);
     }
 
@@ -36,11 +46,21 @@ impl<V: XvmOps> Vcpu<V> {
         if matches!(access.kind, Kind::PortIn | Kind::PortOut) {
             let size = access.data[0].max(1);
             let count = u32::from(access.length) / u32::from(size);
-            self.exit_io(access.kind == Kind::PortIn, size, access.address as u16, count);
+            self.exit_io(
+                access.kind == Kind::PortIn,
+                size,
+                access.address as u16,
+                count,
+            );
             return;
         }
         let write = access.kind == Kind::Write;
-        self.exit_mmio(access.address, &access.data, u32::from(access.length), write);
+        self.exit_mmio(
+            access.address,
+            &access.data,
+            u32::from(access.length),
+            write,
+        );
     }
 
     /// Asks userspace for an access to memory.
@@ -49,20 +69,26 @@ impl<V: XvmOps> Vcpu<V> {
         pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.phys_addr), gpa);
         pages.write(offset_of!(kvm_run, __bindgen_anon_1.mmio.data), data);
         pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.len), length);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.mmio.is_write), u8::from(write));
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.mmio.is_write),
+            u8::from(write),
+        );
         self.set_exit(uapi::KVM_EXIT_MMIO);
     }
 
     /// What userspace read.
     pub(super) fn mmio_data(&self) -> [u8; 8] {
         let mut data = [0; 8];
-        self.pages.read(offset_of!(kvm_run, __bindgen_anon_1.mmio.data), &mut data);
+        self.pages
+            .read(offset_of!(kvm_run, __bindgen_anon_1.mmio.data), &mut data);
         data
     }
 
     /// Whether the VMM wants `KVM_RUN` to return at once.
     pub(super) fn immediate_exit(&self) -> bool {
-        self.pages.get::<u8>(offset_of!(kvm_run, immediate_exit__unsafe)) != Some(0)
+        self.pages
+            .get::<u8>(offset_of!(kvm_run, immediate_exit__unsafe))
+            != Some(0)
     }
 
     /// CR8 as the VMM sets it, where the local APIC is its own.
@@ -72,13 +98,24 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Whether the VMM wants to know when the guest can take an interrupt.
     pub(super) fn asked_window(&self) -> bool {
-        self.pages.get::<u8>(offset_of!(kvm_run, request_interrupt_window)).is_some_and(|asked| asked != 0)
+        self.pages
+            .get::<u8>(offset_of!(kvm_run, request_interrupt_window))
+            .is_some_and(|asked| asked != 0)
     }
 
     pub(super) fn fail_entry(&self, reason: u64) -> Next {
         let pages = &self.pages;
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.fail_entry.hardware_entry_failure_reason), reason);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.fail_entry.cpu), self.last_cpu);
+        pages.set(
+            offset_of!(
+                kvm_run,
+                __bindgen_anon_1.fail_entry.hardware_entry_failure_reason
+            ),
+            reason,
+        );
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.fail_entry.cpu),
+            self.last_cpu,
+        );
         self.set_exit(uapi::KVM_EXIT_FAIL_ENTRY);
         Next::Userspace
     }
@@ -102,10 +139,17 @@ impl<V: XvmOps> Vcpu<V> {
     pub(super) fn internal_error(&self, suberror: u32, code: &[u8]) -> Next {
         let pages = &self.pages;
         let at = offset_of!(kvm_run, __bindgen_anon_1.emulation_failure.flags);
-        let bytes = u64::from(!code.is_empty()) * u64::from(uapi::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.suberror), suberror);
+        let bytes = u64::from(!code.is_empty())
+            * u64::from(uapi::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.internal.suberror),
+            suberror,
+        );
         // Two words of flags and bytes follow `ndata` and `flags` (api.rst, KVM_CAP_EXIT_ON_EMULATION_FAILURE).
-        pages.set(offset_of!(kvm_run, __bindgen_anon_1.internal.ndata), if code.is_empty() { 1u32 } else { 4 });
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.internal.ndata),
+            if code.is_empty() { 1u32 } else { 4 },
+        );
         pages.set(at, bytes);
         let mut insn = [0u8; 16];
         insn[0] = code.len().min(15) as u8;
@@ -121,7 +165,10 @@ impl<V: XvmOps> Vcpu<V> {
         let state = V::interruptibility(&self.arch);
         let ready = self.lapic.is_some() || self.ready_for_interrupt();
         pages.set(offset_of!(kvm_run, if_flag), u8::from(state.interrupt_flag));
-        pages.set(offset_of!(kvm_run, ready_for_interrupt_injection), u8::from(ready));
+        pages.set(
+            offset_of!(kvm_run, ready_for_interrupt_injection),
+            u8::from(ready),
+        );
         pages.set(offset_of!(kvm_run, cr8), u64::from(self.cr8));
         pages.set(offset_of!(kvm_run, apic_base), self.apic_base());
         pages.set(offset_of!(kvm_run, flags), 0u16);

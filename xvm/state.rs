@@ -195,8 +195,14 @@ impl SystemRegs {
                 of(0, 0, 0x82),
                 of(0, 0, 0x8b),
             ],
-            gdtr: DescriptorTable { base: 0, limit: 0xffff },
-            idtr: DescriptorTable { base: 0, limit: 0xffff },
+            gdtr: DescriptorTable {
+                base: 0,
+                limit: 0xffff,
+            },
+            idtr: DescriptorTable {
+                base: 0,
+                limit: 0xffff,
+            },
             cr0: 0x6000_0010,
             debug: DebugRegs::at_power_up(),
             ..Self::default()

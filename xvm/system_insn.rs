@@ -11,9 +11,9 @@ use super::emulate::Operand;
 use super::emulate::Stop;
 use super::emulation::Emulation;
 use super::exits::NO_SUCH_HYPERCALL;
-use super::XvmOps;
-use super::CrAccess;
 use super::vcpu::Vcpu;
+use super::CrAccess;
+use super::XvmOps;
 
 /// #GP(0).
 const PRIVILEGE: Fault = Fault {
@@ -55,7 +55,10 @@ impl<V: XvmOps> Emulation<'_, V> {
         Some(result)
     }
 
-    fn privileged(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Fault>) -> Result<(), Stop> {
+    fn privileged(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<(), Fault>,
+    ) -> Result<(), Stop> {
         if self.context.cpl != 0 {
             return Err(Stop::Fault(PRIVILEGE));
         }

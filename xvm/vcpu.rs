@@ -5,7 +5,6 @@
 //! [`VcpuFile`] is what is behind the file descriptor. [`Vcpu`] is what only the thread in an ioctl touches, behind the
 //! file's mutex. [`Shared`] is what other threads reach: the mailbox of its local APIC, and the means to wake or kick it.
 
-use super::replay::Replay;
 use super::cpuid::GuestCpuid;
 use super::events::Events;
 use super::extension;
@@ -16,6 +15,7 @@ use super::msr::Msrs;
 use super::ops::VcpuConfig;
 use super::platform::lapic::Lapic;
 use super::platform::mailbox::Mailbox;
+use super::replay::Replay;
 use super::run::Pending;
 use super::vm::Vm;
 use super::XvmOps;
@@ -162,7 +162,10 @@ impl<V: XvmOps> Vcpu<V> {
         };
         let bootstrap = shared.id == 0;
         let lapic = match vm.irqchip() {
-            Some(_) => Some(KBox::new(Lapic::new(shared.id, bootstrap), GFP_KERNEL_ACCOUNT)?),
+            Some(_) => Some(KBox::new(
+                Lapic::new(shared.id, bootstrap),
+                GFP_KERNEL_ACCOUNT,
+            )?),
             None => None,
         };
         if let Some(lapic) = &lapic {

@@ -121,7 +121,8 @@ impl<V: XvmOps> Vm<V> {
     }
 
     fn set_region(&self, slot: u32, flags: u32, gpa: u64, size: u64, user: u64) -> Result<isize> {
-        self.memory.set_region(Region::new(slot, flags, gpa, size, user)?)?;
+        self.memory
+            .set_region(Region::new(slot, flags, gpa, size, user)?)?;
         Ok(0)
     }
 

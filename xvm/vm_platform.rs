@@ -93,7 +93,9 @@ impl<V: XvmOps> Vm<V> {
 
     /// `KVM_GET_PIT2`.
     pub(super) fn get_pit2(&self, arg: usize) -> Result<isize> {
-        let state = self.chips()?.with(|chips| with_pit(chips, |pit| pit.state(timer::now())))?;
+        let state = self
+            .chips()?
+            .with(|chips| with_pit(chips, |pit| pit.state(timer::now())))?;
         user::write(arg, &pit_to_kvm(&state))?;
         Ok(0)
     }
@@ -102,7 +104,8 @@ impl<V: XvmOps> Vm<V> {
     pub(super) fn set_pit2(&self, arg: usize) -> Result<isize> {
         let state: uapi::kvm_pit_state2 = user::read(arg)?;
         let state = pit_from_kvm(&state);
-        self.chips()?.with(|chips| with_pit(chips, |pit| pit.set_state(&state, timer::now())))?;
+        self.chips()?
+            .with(|chips| with_pit(chips, |pit| pit.set_state(&state, timer::now())))?;
         Ok(0)
     }
 
@@ -130,7 +133,9 @@ impl<V: XvmOps> Vm<V> {
             let route = route(entry)?;
             // VMMs pass them sorted, so that this is the end.
             let at = routes.partition_point(|other: &routing::Entry| other.gsi <= route.gsi);
-            routes.insert_within_capacity(at, route).map_err(|_| EINVAL)?;
+            routes
+                .insert_within_capacity(at, route)
+                .map_err(|_| EINVAL)?;
         }
         routing::check(&routes).map_err(|_| EINVAL)?;
         self.chips()?.set_routes(routes);

@@ -90,6 +90,10 @@ impl<V: XvmOps> Drop for Window<'_, V> {
     #[inline]
     fn drop(&mut self) {
         self.vcpu.fpu.save(&self.fpu, &self.irqs);
-        V::close(&mut self.vcpu.arch, self.machine.cpu(&self.irqs), &self.irqs);
+        V::close(
+            &mut self.vcpu.arch,
+            self.machine.cpu(&self.irqs),
+            &self.irqs,
+        );
     }
 }

@@ -20,7 +20,11 @@ impl Slots {
             let at = gpa.wrapping_add(done as u64);
             let part = (length - done).min(4096 - (at % 4096) as usize);
             let region = self.by_gpa(at).ok_or(ENXIO)?;
-            each(region.user_address(at), !region.read_only, done..done + part)?;
+            each(
+                region.user_address(at),
+                !region.read_only,
+                done..done + part,
+            )?;
             done += part;
         }
         Ok(())
@@ -32,7 +36,9 @@ impl Slots {
     ///
     /// `ENXIO` where there is no memory, `EFAULT` where the VMM has nothing mapped.
     pub(crate) fn read(&self, gpa: u64, to: &mut [u8]) -> Result {
-        self.pieces(gpa, to.len(), |address, _, part| user::read_bytes(address, &mut to[part]))
+        self.pieces(gpa, to.len(), |address, _, part| {
+            user::read_bytes(address, &mut to[part])
+        })
     }
 
     /// Copies guest memory out without sleeping, also inside the window.
@@ -42,7 +48,9 @@ impl Slots {
     /// As [`Slots::read`], and `EFAULT` for what isn't present.
     #[inline]
     pub(crate) fn read_nofault(&self, gpa: u64, to: &mut [u8]) -> Result {
-        self.pieces(gpa, to.len(), |address, _, part| user::read_nofault(address, &mut to[part]))
+        self.pieces(gpa, to.len(), |address, _, part| {
+            user::read_nofault(address, &mut to[part])
+        })
     }
 
     /// Reads eight bytes that are inside of one page, if they are present, without sleeping, also inside the window.
@@ -75,7 +83,13 @@ impl Slots {
     /// # Errors
     ///
     /// As [`Slots::write`].
-    pub(crate) fn compare_exchange(&self, gpa: u64, size: usize, old: u64, new: u64) -> Result<bool> {
+    pub(crate) fn compare_exchange(
+        &self,
+        gpa: u64,
+        size: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<bool> {
         let region = self.by_gpa(gpa).ok_or(ENXIO)?;
         if region.read_only {
             return Err(ENXIO);

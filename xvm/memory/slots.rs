@@ -129,7 +129,10 @@ impl Slots {
             _ => {}
         }
         let mut regions = Vec::with_capacity(self.regions.len() + 1, GFP_KERNEL_ACCOUNT)?;
-        let (mine, others) = (new.range(), self.regions.iter().filter(|region| region.id != new.id));
+        let (mine, others) = (
+            new.range(),
+            self.regions.iter().filter(|region| region.id != new.id),
+        );
         let mut placed = new.size == 0;
         for region in others {
             if new.size != 0 && region.gpa < mine.end && mine.start < region.range().end {

@@ -200,7 +200,14 @@ impl<F: PageFormat> Memory<F> {
     /// # Errors
     ///
     /// `EFAULT` when the VMM has nothing mapped there, `EHWPOISON`, `EINTR`, `ENOMEM`.
-    pub(crate) fn fill(&self, slots: &Slots, generation: u64, gpa: u64, write: bool, spare: &mut Spare) -> Result<Filled> {
+    pub(crate) fn fill(
+        &self,
+        slots: &Slots,
+        generation: u64,
+        gpa: u64,
+        write: bool,
+        spare: &mut Spare,
+    ) -> Result<Filled> {
         let Some(region) = slots.by_gpa(gpa) else {
             return Ok(Filled::Device);
         };
@@ -226,7 +233,8 @@ impl<F: PageFormat> Memory<F> {
                 true => (PAGE_2M as usize, region.user_address(mapping.gpa)),
                 false => (PAGE_SIZE, user),
             };
-            let touched = guarded.invalid.start < start.saturating_add(size) && start < guarded.invalid.end;
+            let touched =
+                guarded.invalid.start < start.saturating_add(size) && start < guarded.invalid.end;
             let busy = guarded.invalidations != 0 && touched;
             if busy || guarded.sequence != sequence || self.generation() != generation {
                 drop(guarded);
@@ -247,7 +255,12 @@ impl<F: PageFormat> Memory<F> {
         let start = gpa & !(PAGE_2M - 1);
         let user = region.user_address(start);
         let inside = start >= region.gpa && start + PAGE_2M <= region.range().end;
-        if !inside || region.read_only || x86::itlb_multihit() || user as u64 % PAGE_2M != 0 || !page.in_large_folio() {
+        if !inside
+            || region.read_only
+            || x86::itlb_multihit()
+            || user as u64 % PAGE_2M != 0
+            || !page.in_large_folio()
+        {
             return None;
         }
         Some(Mapping {
