@@ -13,6 +13,7 @@ use super::emulate::Operand;
 use super::emulate::Register;
 use super::emulate::SegmentName;
 use super::exits::Skip;
+use super::platform::lapic::Lapic;
 use super::state::RSP;
 use super::vcpu::Vcpu;
 use super::MemoryFault;
@@ -156,6 +157,14 @@ impl<V: XvmOps> Vcpu<V> {
     }
 }
 
+/// The time for an access to the local APIC at `offset`, where it matters.
+pub(crate) fn device_time(offset: u32) -> u64 {
+    match Lapic::uses_time(offset) {
+        true => timer::now(),
+        false => 0,
+    }
+}
+
 /// An access to the local APIC's page: aligned moves of four bytes, as its manual demands (SDM vol 3, 12.4.1). Inside the window.
 pub(crate) fn local_apic<V: XvmOps>(vcpu: &mut Vcpu<V>, fault: &MemoryFault) -> bool {
     let here = |vcpu: &Vcpu<V>| {
@@ -177,7 +186,7 @@ pub(crate) fn local_apic<V: XvmOps>(vcpu: &mut Vcpu<V>, fault: &MemoryFault) -> 
             vcpu.lapic_write(offset, value);
         }
         None => {
-            let now = timer::now();
+            let now = device_time(offset);
             let value = vcpu
                 .lapic
                 .as_mut()

@@ -14,6 +14,7 @@ use super::emulate::Insn;
 use super::emulate::Machine;
 use super::emulate::Mode;
 use super::emulate::SegmentName;
+use super::device_access::device_time;
 use super::emulate::Stop;
 use super::guest_memory;
 use super::guest_memory::Sleeping;
@@ -30,7 +31,6 @@ use super::state::UNUSABLE;
 use super::vcpu::Vcpu;
 use super::vcpu::PORT_DATA;
 use super::XvmOps;
-use crate::linux::timer;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
@@ -460,7 +460,7 @@ impl<V: XvmOps> Vcpu<V> {
             .as_ref()
             .is_some_and(|lapic| lapic.page() == Some(gpa & !APIC_PAGE))
         {
-            let now = timer::now();
+            let now = device_time((gpa & APIC_PAGE & !3) as u32);
             self.lapic
                 .as_mut()
                 .map(|lapic| lapic.read((gpa & APIC_PAGE & !3) as u32, now))
@@ -503,7 +503,7 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     pub(crate) fn lapic_write(&mut self, offset: u32, value: u32) {
-        let (now, tsc) = (timer::now(), self.guest_tsc());
+        let (now, tsc) = (device_time(offset), self.guest_tsc());
         if let Some(lapic) = &mut self.lapic {
             let effect = lapic.write(offset, value, now, tsc);
             self.apply(effect);

@@ -150,10 +150,14 @@ fn plain_code_page(slots: &Slots, context: &CodeContext, linear: u64) -> Option<
     }
     let mut table = context.cr3 & ADDRESS;
     let mut user = USER;
+    let mut region = slots.by_gpa(table)?;
     for shift in [39, 30, 21, 12] {
-        let entry = slots
-            .read_word_nofault(table | ((linear >> shift) & 0x1ff) << 3)
-            .ok()?;
+        // Nearly always all tables are in one slot.
+        if !region.holds(table) {
+            region = slots.by_gpa(table)?;
+        }
+        let address = region.user_address(table | ((linear >> shift) & 0x1ff) << 3);
+        let entry = user::read_word_nofault(address).ok()?;
         if entry & PRESENT_ACCESSED != PRESENT_ACCESSED || entry & FORBIDDEN != 0 {
             return None;
         }

@@ -55,6 +55,12 @@ impl Region {
         })
     }
 
+    /// Whether guest-physical `gpa` is in it.
+    #[inline]
+    pub(crate) fn holds(&self, gpa: u64) -> bool {
+        gpa.wrapping_sub(self.gpa) < self.size
+    }
+
     /// The guest-physical range.
     pub(crate) fn range(&self) -> Range<u64> {
         self.gpa..self.gpa.wrapping_add(self.size)
@@ -97,7 +103,7 @@ impl Slots {
     /// The region that guest-physical `gpa` is in.
     #[inline]
     pub(crate) fn by_gpa(&self, gpa: u64) -> Option<&Region> {
-        let holds = |region: &&Region| gpa.wrapping_sub(region.gpa) < region.size;
+        let holds = |region: &&Region| region.holds(gpa);
         // Most VMs have few slots, and looking at each is the fastest then.
         if self.regions.len() <= 4 {
             return self.regions.iter().find(holds);

@@ -45,6 +45,12 @@ impl Lapic {
         }
     }
 
+    /// Whether the time matters to an access at this byte offset in the xAPIC page: for the timer's registers. Callers need
+    /// not look at the clock otherwise, and pass any time.
+    pub fn uses_time(offset: u32) -> bool {
+        matches!(offset & !0xf, 0x320 | 0x380 | 0x390 | 0x3e0)
+    }
+
     /// Writes the aligned 32-bit word at a byte offset in the xAPIC page. `now` in nanoseconds, `tsc` is the guest's TSC.
     ///
     /// The published address may have changed afterwards.
