@@ -4,7 +4,8 @@
 //!
 //! | file | what is in it |
 //! | --- | --- |
-//! | `capability` | what the CPU can do, and the controls chosen from it |
+//! | `capability` | whether the CPU has what is needed |
+//! | `controls` | the controls, chosen from what the CPU offers |
 //! | `vmcs` | a VMCS, and VMX operation around its use |
 //! | `field` | the fields of the VMCS and the bits of controls |
 //! | `instruction` | the VMX instructions |
@@ -25,6 +26,7 @@
 
 mod cache;
 mod capability;
+mod controls;
 mod cpu;
 mod debug;
 mod dump;

@@ -4,7 +4,7 @@
 
 use super::cache::Cache;
 use super::cache::Sticky;
-use super::capability::Controls;
+use super::controls::Controls;
 use super::debug::Debug;
 use super::ept;
 use super::event::Events;
