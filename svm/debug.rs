@@ -45,10 +45,15 @@ impl Vcpu {
         }
     }
 
-    /// Loads DR0 to DR3 if breakpoints are enabled. Within a window, before an entry.
+    /// Whether breakpoints are enabled. The guest can't change that while its debug registers aren't in the CPU.
     #[inline]
+    pub(super) fn breakpoints_enabled(&self) -> bool {
+        self.vmcb().save.dr7 & DR7_ENABLED != 0
+    }
+
+    /// Loads DR0 to DR3 if breakpoints are enabled. Within a window, before an entry.
     pub(super) fn load_enabled_breakpoints(&mut self) {
-        if self.debug.host.is_none() && self.vmcb().save.dr7 & DR7_ENABLED != 0 {
+        if self.breakpoints_enabled() {
             self.load_debug_addresses();
         }
     }

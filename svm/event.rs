@@ -108,6 +108,7 @@ impl Vcpu {
     pub(super) fn offer(&mut self, offer: Offer) {
         self.events.taken = false;
         self.events.nmi_window = offer.nmi_window;
+        self.attention |= offer.nmi_window;
         let window = offer.interrupt_window;
         if self.events.offered != offer.vector || self.events.interrupt_window != window {
             self.events.offered = offer.vector;
@@ -144,10 +145,18 @@ impl Vcpu {
     #[inline]
     pub(super) fn settle_events(&mut self) {
         let control = &mut self.vmcb_mut().control;
-        let cut_short = control.exit_event;
         let injected = control.event_injection.valid();
-        let pending = control.interrupt.irq();
         control.event_injection = EventField::NONE;
+        if control.exit_event.valid() || self.events.offered.is_some() {
+            self.settle_delivery(injected);
+        }
+    }
+
+    /// The same where a delivery was under way or may have been. `injected`: an event was, by EVENTINJ.
+    fn settle_delivery(&mut self, injected: bool) {
+        let control = &self.vmcb().control;
+        let cut_short = control.exit_event;
+        let pending = control.interrupt.irq();
         if cut_short.valid() {
             self.events.cut_short = Some(cut_short);
         }

@@ -107,11 +107,12 @@ pub(super) fn is_debug_exception(vcpu: &Vcpu) -> bool {
 }
 
 /// What the last exit means; `None` when the vendor has dealt with it and the guest goes on.
+#[inline]
 pub(super) fn exit(vcpu: &mut Vcpu) -> Option<Exit> {
     let control = &vcpu.vmcb().control;
     let info = control.exit_info_1;
     Some(match control.exit_code {
-        code::INTR | code::NMI | code::SMI | code::INIT => Exit::Host,
+        code::INTR => Exit::Host,
         code::NPF => Exit::Memory(memory_fault(info, control.exit_info_2)),
         code::MSR => match info {
             0 => Exit::MsrRead,
@@ -120,6 +121,15 @@ pub(super) fn exit(vcpu: &mut Vcpu) -> Option<Exit> {
         code::IOIO => Exit::Port(port_access(info)),
         code::CPUID => Exit::Cpuid,
         code::HLT => Exit::Hlt,
+        code => return rare_exit(vcpu, code),
+    })
+}
+
+/// The exits that are not frequent.
+#[inline(never)]
+fn rare_exit(vcpu: &mut Vcpu, code: u64) -> Option<Exit> {
+    Some(match code {
+        code::NMI | code::SMI | code::INIT => Exit::Host,
         code::VINTR => Exit::InterruptWindow,
         code::PAUSE => Exit::Pause,
         code::VMMCALL => Exit::Hypercall,
@@ -129,7 +139,7 @@ pub(super) fn exit(vcpu: &mut Vcpu) -> Option<Exit> {
         code::TASK_SWITCH => Exit::TaskSwitch,
         code::SHUTDOWN => Exit::TripleFault,
         code::READ_CR..=code::READ_CR15 => Exit::Instruction,
-        code @ code::WRITE_CR..=code::WRITE_CR15 => cr_write(vcpu, (code - code::WRITE_CR) as u8),
+        code::WRITE_CR..=code::WRITE_CR15 => cr_write(vcpu, (code - code::WRITE_CR) as u8),
         code::CR0_SELECTIVE => cr_write(vcpu, 0),
         code::READ_DR..=code::WRITE_DR15 => {
             vcpu.load_debug_addresses();
@@ -139,20 +149,20 @@ pub(super) fn exit(vcpu: &mut Vcpu) -> Option<Exit> {
             vcpu.reach_iret();
             return None;
         }
-        code @ code::EXCEPTION..=code::EXCEPTION_31 => exception(vcpu, code - code::EXCEPTION),
+        code::EXCEPTION..=code::EXCEPTION_31 => exception(vcpu, code - code::EXCEPTION),
         code::RSM | code::INVLPGA | code::RDPRU => Exit::Undefined,
         code::VMRUN | code::VMLOAD | code::VMSAVE => Exit::Undefined,
         code::STGI | code::CLGI | code::SKINIT => Exit::Undefined,
         code::MONITOR | code::MWAIT | code::MWAIT_ARMED => Exit::Undefined,
         code::INVLPGB | code::INVLPGB_ILLEGAL => Exit::Undefined,
         code::MCOMMIT | code::TLBSYNC => Exit::Undefined,
-        code if code as u32 == code::INVALID => {
+        _ if code as u32 == code::INVALID => {
             if let Some(window) = &mut vcpu.window {
                 window.refused = true;
             }
             Exit::EntryFailure { reason: code }
         }
-        code => Exit::Unknown { code },
+        _ => Exit::Unknown { code },
     })
 }
 

@@ -176,6 +176,6 @@ impl XvmOps for Svm {
 
     #[inline]
     fn flush_tlb(vcpu: &mut vcpu::Vcpu) {
-        vcpu.flush = true;
+        vcpu.drop_translations();
     }
 }

@@ -54,8 +54,13 @@ impl Vcpu {
         self.nmi.blocking != Blocking::None
     }
 
+    /// Whether entries and exits are to be watched for the window, or for the end of an IRET.
+    pub(super) fn nmi_window_sought(&self) -> bool {
+        let returns = matches!(self.nmi.blocking, Blocking::Return { .. });
+        self.events.nmi_window || self.nmi.step.is_some() || returns
+    }
+
     /// Whether the window that was asked for is here.
-    #[inline]
     pub(super) fn nmi_window_reached(&self) -> bool {
         if !self.events.nmi_window || self.nmi_blocked() {
             return false;
@@ -80,11 +85,11 @@ impl Vcpu {
     pub(super) fn reach_iret(&mut self) {
         let rip = self.vmcb().save.rip;
         self.nmi.blocking = Blocking::Return { rip };
+        self.attention = true;
         self.vmcb_mut().control.intercept_iret(false);
     }
 
     /// Before an entry: makes it end soon if an NMI waits.
-    #[inline]
     pub(super) fn seek_nmi_window(&mut self, cpu: &Cpu) {
         if !self.events.nmi_window || self.nmi.blocking == Blocking::Handler {
             return;
@@ -106,7 +111,7 @@ impl Vcpu {
 
     /// After an exit: looks whether the IRET is done, and ends a step. True when the exit was but the step's #DB;
     /// `debug_exception` says that it was one.
-    #[inline]
+    #[inline(never)]
     pub(super) fn finish_step(&mut self, debug_exception: bool) -> bool {
         let now = self.vmcb().save.rip;
         let mut returned = false;

@@ -6,8 +6,8 @@ use super::asm;
 use super::cpu::Cpu;
 use super::exit;
 use super::vcpu::Vcpu;
-use super::vmcb::Clean;
 use super::vmcb::TlbControl;
+use crate::xvm::state::RAX;
 use crate::xvm::Exit;
 
 /// Runs the guest. Within a window.
@@ -17,14 +17,11 @@ use crate::xvm::Exit;
 #[inline]
 pub(super) fn run(vcpu: &mut Vcpu, cpu: &Cpu) -> Exit {
     loop {
-        if vcpu.nmi_window_reached() {
+        if vcpu.attention && vcpu.prepare(cpu) {
             return Exit::NmiWindow;
         }
-        vcpu.prepare(cpu);
-        // SAFETY: The window is open with this VMCB loaded, by the contract of `XvmOps::run`; the context is exclusively ours.
-        unsafe { asm::xvm_svm_run(&mut vcpu.context) };
-        vcpu.settle();
-        if vcpu.finish_step(exit::is_debug_exception(vcpu)) {
+        vcpu.enter();
+        if vcpu.attention && vcpu.finish_step(exit::is_debug_exception(vcpu)) {
             continue;
         }
         if let Some(exit) = exit::exit(vcpu) {
@@ -34,28 +31,32 @@ pub(super) fn run(vcpu: &mut Vcpu, cpu: &Cpu) -> Exit {
 }
 
 impl Vcpu {
-    /// Before an entry.
-    #[inline]
-    fn prepare(&mut self, cpu: &Cpu) {
+    /// Before an entry that needs more than most. True when there is to be none, because the NMI window is here.
+    #[inline(never)]
+    fn prepare(&mut self, cpu: &Cpu) -> bool {
+        if self.nmi_window_reached() {
+            return true;
+        }
         self.reload();
         self.obey_flush(cpu);
         self.load_enabled_breakpoints();
         self.seek_nmi_window(cpu);
-        self.put_rax();
+        self.attention = self.nmi_window_sought();
+        false
     }
 
-    /// After an exit.
+    /// One entry and exit.
     #[inline]
-    fn settle(&mut self) {
+    fn enter(&mut self) {
+        let rax = self.context.gprs.0[RAX];
+        self.vmcb_mut().save.rax = rax;
+        // SAFETY: The window is open with this VMCB loaded, by the contract of `XvmOps::run`; the context is exclusively ours.
+        unsafe { asm::xvm_svm_run(&mut self.context) };
         self.set_synced(false);
-        self.get_rax();
-        let clean = match self.features.clean_bits {
-            true => Clean::ALL,
-            false => Clean::NONE,
-        };
-        let control = &mut self.vmcb_mut().control;
-        control.tlb_control = TlbControl::KEEP;
-        control.clean = clean;
+        let (clean, vmcb) = (self.clean_after_exit, self.vmcb_mut());
+        vmcb.control.tlb_control = TlbControl::KEEP;
+        vmcb.control.clean = clean;
+        self.context.gprs.0[RAX] = self.vmcb().save.rax;
         self.settle_events();
     }
 }

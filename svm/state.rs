@@ -228,7 +228,7 @@ impl Vcpu {
             vmcb.control.intercept_cr0_reads(hides);
         }
         self.set_debug_addresses(&regs.debug.address);
-        self.flush = true;
+        self.drop_translations();
     }
 
     /// What finding the instruction at RIP takes.
@@ -270,19 +270,6 @@ impl Vcpu {
         let control = &mut self.vmcb_mut().control;
         control.tsc_offset = offset;
         control.clean = control.clean.with_intercepts(false);
-    }
-
-    /// RAX goes to the VMCB before an entry.
-    #[inline]
-    pub(super) fn put_rax(&mut self) {
-        let rax = self.context.gprs.0[RAX];
-        self.vmcb_mut().save.rax = rax;
-    }
-
-    /// And comes from it after an exit.
-    #[inline]
-    pub(super) fn get_rax(&mut self) {
-        self.context.gprs.0[RAX] = self.vmcb().save.rax;
     }
 }
 

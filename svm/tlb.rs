@@ -10,11 +10,18 @@ use super::vcpu::Vcpu;
 use super::vmcb::TlbControl;
 
 impl Vcpu {
+    /// Makes the next entry drop all translations.
+    #[inline]
+    pub(super) fn drop_translations(&mut self) {
+        self.flush = true;
+        self.attention = true;
+    }
+
     /// Takes an ASID for a window that opens.
     pub(super) fn take_asid(&mut self, cpu: &Cpu, found: Found) {
         if found.borrowed() {
             self.set_asid(Pool::BORROWED);
-            self.flush = true;
+            self.drop_translations();
         } else if cpu.is_current(self.tag) {
             self.set_asid(self.tag.asid());
         } else {

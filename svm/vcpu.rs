@@ -12,6 +12,7 @@ use super::npt;
 use super::probe;
 use super::probe::Features;
 use super::state::Hidden;
+use super::vmcb::Clean;
 use super::vmcb::Vmcb;
 use super::window::Window;
 use crate::linux::page::Page4k;
@@ -51,6 +52,10 @@ pub(crate) struct Vcpu {
     pub(super) nmi: Nmi,
     /// Its ASID in windows that don't borrow SVM from KVM.
     pub(super) tag: Tag,
+    /// `prepare` has something to do before the next entry.
+    pub(super) attention: bool,
+    /// The clean bits after an exit, before anything has changed.
+    pub(super) clean_after_exit: Clean,
     /// The next VMRUN must not use a translation from before.
     pub(super) flush: bool,
     /// The physical CPU whose window was the last.
@@ -89,6 +94,11 @@ impl Vcpu {
             events: Events::default(),
             nmi: Nmi::default(),
             tag: Tag::default(),
+            attention: false,
+            clean_after_exit: match features.clean_bits {
+                true => Clean::ALL,
+                false => Clean::NONE,
+            },
             flush: false,
             last_cpu: None,
             window: None,
@@ -129,6 +139,7 @@ impl Vcpu {
     pub(super) fn half_switched_mut(&mut self) -> &mut Vmcb {
         self.sync();
         self.reload = self.window.is_some();
+        self.attention = true;
         self.vmcb_mut()
     }
 

@@ -40,6 +40,7 @@ pub(super) fn open(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
     }
     vcpu.take_asid(cpu, found);
     vcpu.prepare_spec_ctrl();
+    vcpu.attention |= vcpu.breakpoints_enabled();
     // SAFETY: SVM is on; both are VMCBs. `close` ends it.
     vcpu.context.gs_base = unsafe { asm::xvm_svm_load(cpu.host_vmcb(), vcpu.context.vmcb) };
     vcpu.window = Some(Window {
