@@ -3,9 +3,10 @@
 //! Events: what goes to the guest through EVENTINJ and V_IRQ, and what comes back when its delivery was cut short
 //! (APM vol 2, 15.20 and 15.21).
 //!
-//! External interrupts go through V_IRQ: the CPU itself waits until RFLAGS.IF, CR8 and the interrupt shadow allow them. One whose delivery was cut short is
-//! given back by EXITINTINFO, and then goes through EVENTINJ. A window for userspace's interrupts is a V_IRQ that ignores CR8 and
-//! whose delivery is intercepted (VINTR).
+//! External interrupts go through V_IRQ: the CPU itself waits until RFLAGS.IF and the interrupt shadow allow them. It does not look at CR8: writes of
+//! that are intercepted, so the virtual APIC has compared it, and the 8259's interrupts don't care for it. One whose delivery was cut short
+//! is given back by EXITINTINFO, and then goes through EVENTINJ. A window for userspace's interrupts is a V_IRQ whose delivery
+//! is intercepted (VINTR).
 
 use super::vcpu::Vcpu;
 use super::vmcb::kind;
@@ -136,8 +137,8 @@ impl Vcpu {
         control.interrupt = control
             .interrupt
             .with_irq(window || vector.is_some())
-            .with_ignore_tpr(window)
-            .with_interrupt(vector.unwrap_or(0));
+            .with_ignore_tpr(true)
+            .with_vector(vector.unwrap_or(0));
         control.clean = control.clean.with_interrupt(false);
     }
 

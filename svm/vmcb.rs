@@ -164,8 +164,6 @@ bitfield! {
         3:0 tpr;
         /// A virtual interrupt is pending.
         8:8 irq => bool;
-        /// The priority that is compared with `tpr`.
-        19:16 priority;
         /// The interrupt ignores `tpr`.
         20:20 ignore_tpr => bool;
         /// The guest's RFLAGS.IF and CR8 hold off its virtual interrupts alone.
@@ -219,12 +217,6 @@ bitfield! {
 }
 
 impl InterruptControl {
-    /// With `vector` and its priority, the upper half of it.
-    pub(super) fn with_interrupt(self, vector: u8) -> Self {
-        self.with_vector(vector)
-            .with_priority(Bounded::<u64, 4>::from_expr(u64::from(vector >> 4)))
-    }
-
     /// With CR8, of which bits 3:0 count.
     pub(super) fn with_cr8(self, tpr: u8) -> Self {
         self.with_tpr(Bounded::<u64, 4>::from_expr(u64::from(tpr & 0xf)))
