@@ -21,6 +21,12 @@ module! {
     authors: ["The xvm developers"],
     description: "Virtual machines on VMX and SVM with the KVM ABI",
     license: "GPL",
+    params: {
+        large_pages: bool {
+            default: true,
+            description: "Map guest memory in 2 MiB pages where the host has it so (default: true)",
+        },
+    },
 }
 
 /// What exists while the module is loaded: the device goes first, then the check of new CPUs.

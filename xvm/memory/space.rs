@@ -27,6 +27,7 @@ use crate::linux::gup::UserPage;
 use crate::linux::mmu_notifier::MmuNotifier;
 use crate::linux::task;
 use crate::linux::x86;
+use crate::module_parameters;
 use crate::xvm::kick::Kick;
 use core::ops::Range;
 use core::sync::atomic::AtomicU64;
@@ -257,6 +258,7 @@ impl<F: PageFormat> Memory<F> {
         let inside = start >= region.gpa && start + PAGE_2M <= region.range().end;
         if !inside
             || region.read_only
+            || !*module_parameters::large_pages.value_ref()
             || x86::itlb_multihit()
             || user as u64 % PAGE_2M != 0
             || !page.in_large_folio()
