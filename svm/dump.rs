@@ -79,7 +79,7 @@ fn checks(vmcb: &Vmcb) -> [(bool, &'static str); 9] {
         ),
         (vmcb.control.asid == 0, "the ASID is 0"),
         (
-            vmcb.control.event_injection.valid().into(),
+            vmcb.control.event_injection.valid(),
             "an event is injected (its type or vector may be illegal)",
         ),
     ]

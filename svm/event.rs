@@ -207,7 +207,7 @@ impl Vcpu {
         let vmcb = self.vmcb();
         Interruptibility {
             interrupt_flag: vmcb.save.rflags & RFLAGS_IF != 0,
-            sti: vmcb.control.interrupt_state.shadow().into(),
+            sti: vmcb.control.interrupt_state.shadow(),
             mov_ss: false,
             nmi: self.nmi_blocked(),
         }

@@ -170,9 +170,9 @@ fn memory_fault(info: u64, gpa: u64) -> MemoryFault {
     let info = FaultInfo::from(info);
     MemoryFault {
         gpa,
-        write: info.write().into(),
-        fetch: info.fetch().into(),
-        walk: info.walk().into(),
+        write: info.write(),
+        fetch: info.fetch(),
+        walk: info.walk(),
     }
 }
 
@@ -181,15 +181,15 @@ fn port_access(info: u64) -> PortAccess {
     PortAccess {
         port: *info.port() as u16,
         size: *info.size() as u8,
-        input: info.input().into(),
-        string: info.string().into(),
+        input: info.input(),
+        string: info.string(),
     }
 }
 
 /// A write to a control register: its operand, if the CPU tells it and it is one.
 fn cr_write(vcpu: &Vcpu, cr: u8) -> Exit {
     let info = CrInfo::from(vcpu.vmcb().control.exit_info_1);
-    if vcpu.features.decode_assists && info.mov().into() {
+    if vcpu.features.decode_assists && info.mov() {
         Exit::Cr(CrAccess::Write {
             cr,
             gpr: *info.gpr() as u8,
