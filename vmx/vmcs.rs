@@ -89,22 +89,20 @@ impl Vmcs {
     #[inline]
     pub(super) fn enter(&self, _irqs: &IrqsOff) -> Option<Found> {
         let cr4 = x86::cr4();
-        let found = Found {
-            cr4,
+        let borrowed = (cr4 & CR4_VMXE != 0).then(|| {
             // SAFETY: CR4.VMXE is set only by who is in VMX operation: who sets it does so with interrupts off
             // until VMXON.
-            borrowed: (cr4 & CR4_VMXE != 0).then(|| unsafe { instruction::vmptrst() }),
-        };
+            unsafe { instruction::vmptrst() }
+        });
+        let found = Found { cr4, borrowed };
         if found.borrowed.is_none() {
             // SAFETY: The CPU has VMX (`probe`), so that the bit may be set. The kernel's copy of CR4 isn't
             // told; with interrupts off nothing uses it until `leave`.
             unsafe { x86::write_cr4(cr4 | CR4_VMXE) };
             // SAFETY: Interrupts are off, VMXE is set, VMX operation was off or VMXE would have been set;
             // `probe` checked IA32_FEATURE_CONTROL on this CPU. The region is ours.
-            if self
-                .check("VMXON", unsafe { instruction::vmxon(self.vmxon.phys()) })
-                .is_none()
-            {
+            let entered = unsafe { instruction::vmxon(self.vmxon.phys()) };
+            if self.check("VMXON", entered).is_none() {
                 // SAFETY: That is the value it had.
                 unsafe { x86::write_cr4(cr4) };
                 return None;
