@@ -15,7 +15,6 @@ use super::operand::store;
 
 pub(super) fn execute(machine: &mut impl Machine, insn: &Insn) -> Result<(), Stop> {
     let [base, source] = &insn.operands;
-    let size = base.size();
     let bit_offset = load(machine, insn, source)?;
     let operand = match (base, source) {
         (Operand::Memory(memory), Operand::Register(_)) => {
@@ -23,7 +22,11 @@ pub(super) fn execute(machine: &mut impl Machine, insn: &Insn) -> Result<(), Sto
         }
         _ => *base,
     };
-    let bit = 1 << (bit_offset % (8 * u64::from(size)));
+    let bit = match base.size() {
+        2 => 1 << (bit_offset % 16),
+        4 => 1 << (bit_offset % 32),
+        _ => 1 << (bit_offset % 64),
+    };
     let old = match insn.op {
         Op::Bt => load(machine, insn, &operand)?,
         _ => load_for_update(machine, insn, &operand)?,
@@ -42,13 +45,13 @@ pub(super) fn execute(machine: &mut impl Machine, insn: &Insn) -> Result<(), Sto
 
 /// A bit offset in a register is signed and reaches beyond the operand: the element of the bit string that holds it.
 fn element(memory: &Memory, bit_offset: u64) -> Memory {
-    let signed = match memory.size {
-        2 => i64::from(bit_offset as i16),
-        4 => i64::from(bit_offset as i32),
-        _ => bit_offset as i64,
+    let (signed, size_log2) = match memory.size {
+        2 => (i64::from(bit_offset as i16), 1),
+        4 => (i64::from(bit_offset as i32), 2),
+        _ => (bit_offset as i64, 3),
     };
-    let size = i64::from(memory.size);
-    let bytes = signed.div_euclid(8 * size).wrapping_mul(size);
+    // Rounded down to whole elements, also when negative.
+    let bytes = (signed >> (3 + size_log2)) << size_log2;
     Memory {
         displacement: memory.displacement.wrapping_add(bytes as u64),
         ..*memory

@@ -229,14 +229,22 @@ impl Counter {
     /// What a read of the counter would show.
     fn current(&self, now: u64) -> u16 {
         let elapsed = self.elapsed(now).unwrap_or(0);
-        let (count, modulus) = (u64::from(self.count), u64::from(self.modulus()));
+        let count = u64::from(self.count.max(1));
+        // A count of 10000 or 65536 shows as 0.
+        let wrap = |left: u64| {
+            if self.bcd {
+                left % 10_000
+            } else {
+                left % 0x10000
+            }
+        };
         let left = match self.mode {
             // It goes down by two, twice a period.
             Some(Mode::SquareWave) => (count - 2 * elapsed % self.period() % count) & !1,
             Some(Mode::RateGenerator) => count - elapsed % self.period() % count,
-            _ => (count + modulus - elapsed % modulus) % modulus,
+            _ => count + u64::from(self.modulus()) - wrap(elapsed),
         };
-        let left = (left % modulus) as u16;
+        let left = wrap(left) as u16;
         if self.bcd {
             to_bcd(left)
         } else {
