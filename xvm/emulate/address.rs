@@ -52,13 +52,6 @@ pub(super) fn offset(machine: &impl Machine, insn: &Insn, memory: &Memory) -> u6
         & address_mask(insn.address_size)
 }
 
-/// The linear address of a memory operand, without any check: what INVLPG works on.
-pub fn linear_address(machine: &impl Machine, insn: &Insn, memory: &Memory) -> u64 {
-    let offset = offset(machine, insn, memory);
-    let segment = machine.segment(memory.segment);
-    linear(machine, memory.segment, &segment, offset)
-}
-
 /// The linear address of `length` bytes (at least one) at `offset` of a segment, or #GP or #SS.
 pub(super) fn checked(
     machine: &impl Machine,

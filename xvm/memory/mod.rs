@@ -17,7 +17,6 @@ mod tables;
 pub(crate) use format::PageFormat;
 pub(crate) use slots::Region;
 pub(crate) use slots::Slots;
-pub(crate) use slots::SLOT_LIMIT;
 pub(crate) use space::Filled;
 pub(crate) use space::Memory;
 pub(crate) use tables::Spare;

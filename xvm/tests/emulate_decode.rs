@@ -19,15 +19,15 @@ use iced_x86::Instruction;
 use iced_x86::Mnemonic;
 use iced_x86::OpKind;
 use xvm_logic::emulate::decode;
+use xvm_logic::emulate::insn::Memory;
+use xvm_logic::emulate::insn::Repeat;
 use xvm_logic::emulate::Base;
 use xvm_logic::emulate::CodeSize;
 use xvm_logic::emulate::DecodeError;
 use xvm_logic::emulate::Insn;
-use xvm_logic::emulate::Memory;
 use xvm_logic::emulate::Op;
 use xvm_logic::emulate::Operand;
 use xvm_logic::emulate::Register;
-use xvm_logic::emulate::Repeat;
 use xvm_logic::emulate::SegmentName;
 
 const CODE_SIZES: [CodeSize; 3] = [CodeSize::Bits16, CodeSize::Bits32, CodeSize::Bits64];

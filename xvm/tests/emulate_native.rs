@@ -17,13 +17,13 @@ use emulate_random::Random;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use xvm_logic::emulate::decode;
+use xvm_logic::emulate::insn::Memory;
+use xvm_logic::emulate::insn::Repeat;
 use xvm_logic::emulate::Base;
 use xvm_logic::emulate::CodeSize;
 use xvm_logic::emulate::Insn;
-use xvm_logic::emulate::Memory;
 use xvm_logic::emulate::Op;
 use xvm_logic::emulate::Operand;
-use xvm_logic::emulate::Repeat;
 
 const RAX: usize = 0;
 const RCX: usize = 1;

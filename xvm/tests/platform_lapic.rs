@@ -145,7 +145,6 @@ proptest! {
                 }
             }
             prop_assert_eq!(lapic.pending(), model.pending());
-            prop_assert_eq!(lapic.has_in_service(), model.isr.contains(&true));
             let class = Model::highest(&model.isr).unwrap_or(0) >> 4;
             let ppr = if model.tpr >> 4 >= class { model.tpr } else { class << 4 };
             prop_assert_eq!(lapic.ppr(), ppr);

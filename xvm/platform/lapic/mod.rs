@@ -65,15 +65,6 @@ pub enum Effect {
     TimerChanged,
 }
 
-/// Local interrupt pin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pin {
-    /// LINT0: INTR of the 8259 pair, by custom.
-    Lint0,
-    /// LINT1: NMI, by custom.
-    Lint1,
-}
-
 /// What resets the local APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
@@ -245,11 +236,6 @@ impl Lapic {
         }
     }
 
-    /// Whether an interrupt is in service.
-    pub fn has_in_service(&self) -> bool {
-        self.isr.highest().is_some()
-    }
-
     /// Task priority; CR8 is its upper half.
     pub fn tpr(&self) -> u8 {
         self.tpr
@@ -258,25 +244,6 @@ impl Lapic {
     /// Sets the task priority; a write of CR8 puts its value in bits 7:4 and clears the rest (12.8.6.1).
     pub fn set_tpr(&mut self, tpr: u8) {
         self.tpr = tpr;
-    }
-
-    /// What a signal on a local pin is delivered as, addressed to this local APIC; `None` if it is masked.
-    ///
-    /// With [`Delivery::ExtInt`] the vector comes from the 8259 pair: see [`Lapic::accepts_extint`].
-    pub fn local_interrupt(&self, pin: Pin) -> Option<Message> {
-        let entry = self.lvt(match pin {
-            Pin::Lint0 => LvtEntry::Lint0,
-            Pin::Lint1 => LvtEntry::Lint1,
-        });
-        let delivery = entry.delivery();
-        (!entry.masked() && self.mode() != Mode::Disabled).then_some(Message {
-            dest: self.id,
-            logical: false,
-            delivery,
-            vector: entry.vector(),
-            // LINT1 is edge-triggered whatever its entry says, and only Fixed uses the level (12.5.1).
-            level: entry.level() && delivery == Delivery::Fixed && pin == Pin::Lint0,
-        })
     }
 
     /// Whether INTR of the 8259 pair reaches the vCPU: through LINT0 as a virtual wire, or directly with the APIC globally
@@ -383,11 +350,6 @@ mod tests {
         assert!(Lapic::new(0, true).accepts_extint());
         let mut lapic = Lapic::new(1, false);
         assert!(!lapic.accepts_extint());
-        assert_eq!(lapic.local_interrupt(Pin::Lint1), None);
-        lapic.write(0xf0, 0x1ff, 0, 0);
-        lapic.write(0x360, 0x400, 0, 0);
-        let nmi = lapic.local_interrupt(Pin::Lint1).unwrap();
-        assert_eq!((nmi.delivery, nmi.dest), (Delivery::Nmi, 1));
         lapic.set_base(0xfee0_0000, 36).unwrap();
         assert!(lapic.accepts_extint());
     }

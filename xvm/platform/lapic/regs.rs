@@ -136,7 +136,6 @@ register! {
     pub(super) struct Lvt(u32) {
         vector: u8 = 7..0;
         delivery_bits: u8 = 10..8;
-        level: bool = 15;
         masked / set_masked: bool = 16;
         timer_mode_bits: u8 = 18..17;
     }
