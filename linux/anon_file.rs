@@ -52,7 +52,7 @@ pub(crate) fn create<T: AnonFile>(file: Arc<T>) -> Result<isize> {
     let fd = unsafe {
         ffi::anon_inode_getfd(
             kernel::str::as_char_ptr_in_const_context(T::NAME),
-            &Operations::<T>::TABLE,
+            core::ptr::from_ref(&Operations::<T>::TABLE).cast(),
             private.cast(),
             (bindings::O_RDWR | bindings::O_CLOEXEC) as i32,
         )

@@ -5,9 +5,11 @@
 //! Safety: none of these is meant to be called outside of `linux/`, where each call argues for itself.
 
 use core::ffi::c_void;
-use kernel::bindings;
 use kernel::ffi::c_char;
 use kernel::ffi::c_int;
+
+/// `struct page`. The kernel's own binding of it has a member without size, by which the compiler says that it isn't FFI-safe.
+pub(super) type Page = c_void;
 
 extern "C" {
     pub(super) fn xvm_preempt_disable();
@@ -17,7 +19,7 @@ extern "C" {
     pub(super) fn xvm_need_resched() -> bool;
     pub(super) fn xvm_signal_pending() -> bool;
     pub(super) fn xvm_cpu() -> u32;
-    pub(super) fn xvm_page_to_phys(page: *mut bindings::page) -> usize;
+    pub(super) fn xvm_page_to_phys(page: *mut Page) -> usize;
     pub(super) fn xvm_phys_to_virt(phys: usize) -> *mut c_void;
     pub(super) fn xvm_virt_to_phys(address: *mut c_void) -> usize;
     pub(super) fn xvm_kick(cpu: u32);
@@ -35,11 +37,9 @@ extern "C" {
     pub(super) fn xvm_rdtsc() -> u64;
     pub(super) fn xvm_tsc_khz() -> u32;
     pub(super) fn xvm_rdmsr_safe(msr: u32, value: *mut u64) -> c_int;
-    pub(super) fn xvm_put_page(page: *mut bindings::page);
-    pub(super) fn xvm_set_page_dirty(page: *mut bindings::page);
-    pub(super) fn xvm_page_is_huge(page: *mut bindings::page) -> bool;
-    pub(super) fn xvm_mmgrab(mm: *mut bindings::mm_struct);
-    pub(super) fn xvm_mmdrop(mm: *mut bindings::mm_struct);
+    pub(super) fn xvm_put_page(page: *mut Page);
+    pub(super) fn xvm_set_page_dirty(page: *mut Page);
+    pub(super) fn xvm_page_is_huge(page: *mut Page) -> bool;
     pub(super) fn xvm_cond_resched();
     pub(super) fn xvm_read_user8(to: *mut u64, from: usize) -> c_int;
     pub(super) fn xvm_user_cmpxchg4(address: usize, old: u32, new: u32) -> c_int;
@@ -50,7 +50,7 @@ extern "C" {
 
     pub(super) fn anon_inode_getfd(
         name: *const c_char,
-        fops: *const bindings::file_operations,
+        fops: *const c_void,
         private: *mut c_void,
         flags: c_int,
     ) -> c_int;

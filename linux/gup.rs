@@ -67,26 +67,26 @@ impl UserPage {
     /// Its physical address.
     pub(crate) fn phys(&self) -> u64 {
         // SAFETY: The page is valid by the type's invariant.
-        unsafe { ffi::xvm_page_to_phys(self.page) as u64 }
+        unsafe { ffi::xvm_page_to_phys(self.page.cast()) as u64 }
     }
 
     /// Whether it is a part of a larger folio, so that [`huge_page`] is worth a try.
     pub(crate) fn in_large_folio(&self) -> bool {
         // SAFETY: As in `phys`.
-        unsafe { ffi::xvm_page_is_huge(self.page) }
+        unsafe { ffi::xvm_page_is_huge(self.page.cast()) }
     }
 
     /// Tells the kernel that it will have been written to by the guest.
     pub(crate) fn set_dirty(&self) {
         // SAFETY: As in `phys`; only flags are set.
-        unsafe { ffi::xvm_set_page_dirty(self.page) };
+        unsafe { ffi::xvm_set_page_dirty(self.page.cast()) };
     }
 }
 
 impl Drop for UserPage {
     fn drop(&mut self) {
         // SAFETY: By the type's invariant.
-        unsafe { ffi::xvm_put_page(self.page) };
+        unsafe { ffi::xvm_put_page(self.page.cast()) };
     }
 }
 

@@ -10,12 +10,10 @@
 #include <linux/mmu_notifier.h>
 #include <linux/preempt.h>
 #include <linux/sched.h>
-#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/smp.h>
 #include <linux/swait.h>
 #include <linux/uaccess.h>
-#include <linux/cc_platform.h>
 #include <asm/cpu_entry_area.h>
 #include <asm/cpufeature.h>
 #include <asm/debugreg.h>
@@ -57,8 +55,6 @@ int xvm_rdmsr_safe(u32 msr, u64 *value) { return rdmsrq_safe(msr, value); }
 void xvm_put_page(struct page *page) { put_page(page); }
 void xvm_set_page_dirty(struct page *page) { SetPageDirty(page); }
 bool xvm_page_is_huge(struct page *page) { return folio_test_large(page_folio(page)); }
-void xvm_mmgrab(struct mm_struct *mm) { mmgrab(mm); }
-void xvm_mmdrop(struct mm_struct *mm) { mmdrop(mm); }
 void xvm_cond_resched(void) { cond_resched(); }
 bool xvm_host_encrypts_memory(void) { return cc_platform_has(CC_ATTR_MEM_ENCRYPT); }
 

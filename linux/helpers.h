@@ -5,7 +5,6 @@
 
 #include <linux/types.h>
 
-struct mm_struct;
 struct page;
 
 void xvm_preempt_disable(void);
@@ -36,8 +35,6 @@ int xvm_rdmsr_safe(u32 msr, u64 *value);
 void xvm_put_page(struct page *page);
 void xvm_set_page_dirty(struct page *page);
 bool xvm_page_is_huge(struct page *page);
-void xvm_mmgrab(struct mm_struct *mm);
-void xvm_mmdrop(struct mm_struct *mm);
 void xvm_cond_resched(void);
 bool xvm_host_encrypts_memory(void);
 void xvm_machine_check(void);

@@ -77,9 +77,8 @@ impl<T: MmuNotifier> Registration<T> {
         unsafe { (*raw).ops = Self::TABLE };
         // SAFETY: The value is pinned, and complete for callbacks, which may come from now on; the address space is the
         // current task's own.
-        let result =
-            to_result(unsafe { bindings::mmu_notifier_register(raw, registration.mm.as_raw()) });
-        if let Err(error) = result {
+        let result = unsafe { bindings::mmu_notifier_register(raw, registration.mm.as_raw()) };
+        if let Err(error) = to_result(result) {
             // SAFETY: As above. `drop` knows by it that there is nothing to unregister.
             unsafe { (*raw).ops = core::ptr::null() };
             return Err(error);

@@ -9,5 +9,5 @@ use kernel::bindings;
 #[cold]
 pub(crate) fn allow() -> bool {
     // SAFETY: The string is terminated and lives for ever.
-    unsafe { bindings::__printk_ratelimit(c"xvm".as_ptr().cast()) != 0 }
+    unsafe { bindings::__printk_ratelimit(kernel::str::as_char_ptr_in_const_context(c"xvm")) != 0 }
 }

@@ -42,7 +42,9 @@ impl RunPages {
         for _ in 0..count {
             let page = Page::alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
             // SAFETY: The page is ours, and all memory is in the direct map.
-            let start = unsafe { ffi::xvm_phys_to_virt(ffi::xvm_page_to_phys(page.as_ptr())) };
+            let phys = unsafe { ffi::xvm_page_to_phys(page.as_ptr().cast()) };
+            // SAFETY: As above.
+            let start = unsafe { ffi::xvm_phys_to_virt(phys) };
             // INVARIANT: Both get the same page.
             starts.push(start.cast(), GFP_KERNEL)?;
             pages.push(page, GFP_KERNEL)?;
@@ -81,10 +83,11 @@ impl RunPages {
     #[inline]
     pub(crate) fn get<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
         let address = self.address(offset, size_of::<T>())?.cast::<T>();
-        // SAFETY: The address is valid for `T`, and every bit pattern is one. The read is volatile: userspace may be writing.
-        address
-            .is_aligned()
-            .then(|| unsafe { address.read_volatile() })
+        address.is_aligned().then(|| {
+            // SAFETY: The address is valid for `T`, and every bit pattern is one. The read is volatile: userspace may be
+            // writing.
+            unsafe { address.read_volatile() }
+        })
     }
 
     /// Writes a value at `offset`. Does nothing when it isn't inside of one page, aligned.

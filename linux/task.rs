@@ -89,7 +89,7 @@ impl AddressSpace {
         }
         // SAFETY: The current task's mm lives as long as the task uses it.
         // INVARIANT: The reference is taken here.
-        unsafe { ffi::xvm_mmgrab(mm) };
+        unsafe { bindings::mmgrab(mm) };
         Ok(Self(mm))
     }
 
@@ -112,6 +112,6 @@ impl AddressSpace {
 impl Drop for AddressSpace {
     fn drop(&mut self) {
         // SAFETY: By the type's invariant.
-        unsafe { ffi::xvm_mmdrop(self.0) };
+        unsafe { bindings::mmdrop(self.0) };
     }
 }

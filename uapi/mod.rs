@@ -5,6 +5,10 @@
 
 // Generated: names and shapes are C's, and only a part of them is used.
 #[allow(clippy::all)]
+#[allow(clippy::cast_lossless)]
+#[allow(clippy::ptr_as_ptr)]
+#[allow(clippy::ref_as_ptr)]
+#[allow(clippy::undocumented_unsafe_blocks)]
 #[allow(dead_code)]
 #[allow(non_camel_case_types)]
 #[allow(non_snake_case)]
