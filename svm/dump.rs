@@ -4,6 +4,7 @@
 
 use super::cpu::EFER_SVME;
 use super::vcpu::Vcpu;
+use super::vmcb::EventField;
 use super::vmcb::Save;
 use super::vmcb::Vmcb;
 use crate::linux::ratelimit;
@@ -18,7 +19,7 @@ pub(super) fn invalid(vcpu: &Vcpu) {
     let vmcb = vcpu.vmcb();
     let save = &vmcb.save;
     pr_err!("svm: VMRUN refused a guest's state\n");
-    for (broken, rule) in checks(vmcb) {
+    for (broken, rule) in checks(vmcb, vcpu.events.last_injected) {
         if broken {
             pr_err!("svm:   {}\n", rule);
         }
@@ -43,23 +44,19 @@ pub(super) fn invalid(vcpu: &Vcpu) {
     pr_err!(
         "svm:   asid {} event {:#x} interrupt {:#x} nested cr3 {:#x}\n",
         vmcb.control.asid,
-        vmcb.control.event_injection.into_raw(),
+        vcpu.events.last_injected.into_raw(),
         vmcb.control.interrupt.into_raw(),
         vmcb.control.nested_cr3
     );
 }
 
 /// The rules and whether they are broken.
-fn checks(vmcb: &Vmcb) -> [(bool, &'static str); 9] {
+fn checks(vmcb: &Vmcb, injected: EventField) -> [(bool, &'static str); 8] {
     let save = &vmcb.save;
     let bit = |value: u64, n: u32| value & (1 << n) != 0;
     let long = long_mode(save);
     [
         (save.efer & EFER_SVME == 0, "EFER.SVME is 0"),
-        (
-            !bit(save.cr0, 30) && bit(save.cr0, 29),
-            "CR0.CD is 0 and CR0.NW is 1",
-        ),
         (save.cr0 >> 32 != 0, "CR0[63:32] are not 0"),
         (
             save.dr6 >> 32 != 0 || save.dr7 >> 32 != 0,
@@ -79,7 +76,7 @@ fn checks(vmcb: &Vmcb) -> [(bool, &'static str); 9] {
         ),
         (vmcb.control.asid == 0, "the ASID is 0"),
         (
-            vmcb.control.event_injection.valid(),
+            injected.valid(),
             "an event is injected (its type or vector may be illegal)",
         ),
     ]

@@ -23,7 +23,7 @@ const INT3: u8 = 3;
 const INTO: u8 = 4;
 
 /// The state of a vCPU's events that the VMCB doesn't hold.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Events {
     /// The interrupt in V_IRQ.
     offered: Option<u8>,
@@ -32,10 +32,29 @@ pub(super) struct Events {
     /// What the vendor-neutral layer wants to be told.
     interrupt_window: bool,
     pub(super) nmi_window: bool,
+    /// What is in EVENTINJ, and what was at the last entry: the CPU clears its valid bit.
+    pub(super) injected: EventField,
+    pub(super) last_injected: EventField,
     /// EXITINTINFO of the last exit, until it is handed out.
     cut_short: Option<EventField>,
     /// A software interrupt was injected by moving RIP behind the instruction: where it is now, and was before.
     moved: Option<(u64, u64)>,
+}
+
+impl Events {
+    /// Those of a vCPU after power-up: none.
+    pub(super) const fn new() -> Self {
+        Self {
+            offered: None,
+            taken: false,
+            interrupt_window: false,
+            nmi_window: false,
+            injected: EventField::NONE,
+            last_injected: EventField::NONE,
+            cut_short: None,
+            moved: None,
+        }
+    }
 }
 
 impl EventField {
@@ -87,6 +106,7 @@ impl Vcpu {
                 EventField::new(kind, vector, None)
             }
         };
+        self.events.injected = field;
         self.vmcb_mut().control.event_injection = field;
     }
 
@@ -145,17 +165,20 @@ impl Vcpu {
     /// After an exit: sees what became of the events.
     #[inline]
     pub(super) fn settle_events(&mut self) {
-        let control = &mut self.vmcb_mut().control;
-        let injected = control.event_injection.valid();
-        control.event_injection = EventField::NONE;
-        if control.exit_event.valid() || self.events.offered.is_some() {
-            self.settle_delivery(injected);
+        let cut_short = self.vmcb().control.exit_event.valid();
+        if cut_short || self.events.offered.is_some() || self.events.injected.valid() {
+            self.settle_delivery();
+        } else {
+            self.events.last_injected = EventField::NONE;
         }
     }
 
-    /// The same where a delivery was under way or may have been. `injected`: an event was, by EVENTINJ.
-    fn settle_delivery(&mut self, injected: bool) {
-        let control = &self.vmcb().control;
+    /// The same where a delivery was under way or may have been.
+    fn settle_delivery(&mut self) {
+        let injected = core::mem::replace(&mut self.events.injected, EventField::NONE);
+        self.events.last_injected = injected;
+        let control = &mut self.vmcb_mut().control;
+        control.event_injection = EventField::NONE;
         let cut_short = control.exit_event;
         let pending = control.interrupt.irq();
         if cut_short.valid() {
@@ -165,7 +188,7 @@ impl Vcpu {
             return;
         }
         // The CPU takes V_IRQ back when it begins the delivery; emulators do so at its end.
-        let begun = cut_short.valid() && cut_short.is_interrupt() && !injected;
+        let begun = cut_short.valid() && cut_short.is_interrupt() && !injected.valid();
         if begun || !pending {
             self.events.offered = None;
             self.events.taken = true;

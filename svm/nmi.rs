@@ -65,8 +65,8 @@ impl Vcpu {
         if !self.events.nmi_window || self.nmi_blocked() {
             return false;
         }
-        let control = &self.vmcb().control;
-        !control.interrupt_state.shadow() && !control.event_injection.valid()
+        let shadow = self.vmcb().control.interrupt_state.shadow();
+        !shadow && !self.events.injected.valid()
     }
 
     /// The guest is given an NMI.
@@ -94,7 +94,7 @@ impl Vcpu {
         if !self.events.nmi_window || self.nmi.blocking == Blocking::Handler {
             return;
         }
-        if self.vmcb().control.event_injection.valid() {
+        if self.events.injected.valid() {
             // An interrupt of this CPU that waits ends the guest's run right after the event's delivery.
             cpus::kick(cpu.number());
             return;

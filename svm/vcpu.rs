@@ -91,7 +91,7 @@ impl Vcpu {
             debug_control: 0,
             spec_ctrl: 0,
             debug: DebugAddresses::default(),
-            events: Events::default(),
+            events: Events::new(),
             nmi: Nmi::default(),
             tag: Tag::default(),
             attention: false,
