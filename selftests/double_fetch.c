@@ -44,10 +44,14 @@ static void *scribble(void *argument)
 	while (scribbling) {
 		uint64_t value = random_next(&seed);
 
-		if (target->whole_words)
-			((volatile uint64_t *)target->bytes)[value % (target->size / 8)] = random_next(&seed);
-		else
+		if (target->whole_words) {
+			size_t word = value % (target->size / 8);
+
+			/* The first has immediate_exit, which would be all that is ever looked at. */
+			((volatile uint64_t *)target->bytes)[word] = random_next(&seed) & (word ? ~0ull : ~0xff00ull);
+		} else {
 			target->bytes[value % target->size] = value >> 56;
+		}
 	}
 	return NULL;
 }

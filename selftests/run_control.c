@@ -8,7 +8,11 @@ FIXTURE(run)
 	struct vcpu vcpu;
 };
 
-GUEST_CODE64(spin, 1: inc %rbx; jmp 1b);
+/*
+ * With interrupts on: Bochs forgets that external interrupts leave the guest whatever its interrupt flag, if the flag is off
+ * when it is entered, and the host never gets its CPU back.
+ */
+GUEST_CODE64(spin, sti; 1: inc %rbx; jmp 1b);
 
 FIXTURE_SETUP(run)
 {
@@ -166,7 +170,7 @@ TEST_F(run, two_threads_one_vcpu)
  * stops with UD2 if they are wrong. RBX counts; R15 has what makes this guest's data its own.
  */
 GUEST_CODE64(check_own_data,
-	mov %cr4, %rax; or $0x600, %eax; mov %rax, %cr4;
+	sti; mov %cr4, %rax; or $0x600, %eax; mov %rax, %cr4;
 	mov %r15, %rax; mov %rax, GUEST_FREE; movq %r15, %xmm7; movq %r15, %xmm15; mov %r15, %r8; not %r8;
 	mov $0xc0000102, %ecx; mov %r15d, %eax; xor %edx, %edx; wrmsr;
 	mov %r15, %rax; mov %rax, %cr2; mov %rax, %dr3;

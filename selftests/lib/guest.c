@@ -173,20 +173,38 @@ static void set_protected(struct kvm_sregs *sregs, enum guest_mode mode)
 		sregs->cr0 |= CR0_PG;
 }
 
+static void make_mode(struct vcpu *vcpu, enum guest_mode mode, struct kvm_regs *regs, struct kvm_sregs *sregs)
+{
+	*regs = (struct kvm_regs){ .rip = GUEST_CODE, .rsp = GUEST_STACK, .rflags = 2 };
+	if (mode == MODE_REAL) {
+		set_real(sregs);
+		return;
+	}
+	set_protected(sregs, mode);
+	if (mode == MODE_LONG)
+		prepare_idt64(vcpu->vm);
+	else
+		prepare_idt32(vcpu->vm);
+}
+
 void guest_set_mode(struct vcpu *vcpu, enum guest_mode mode)
 {
-	struct kvm_regs regs = { .rip = GUEST_CODE, .rsp = GUEST_STACK, .rflags = 2 };
 	struct kvm_sregs sregs = vcpu_sregs(vcpu);
+	struct kvm_regs regs;
 
-	if (mode == MODE_REAL) {
-		set_real(&sregs);
-	} else {
-		set_protected(&sregs, mode);
-		if (mode == MODE_LONG)
-			prepare_idt64(vcpu->vm);
-		else
-			prepare_idt32(vcpu->vm);
-	}
+	make_mode(vcpu, mode, &regs, &sregs);
 	vcpu_set_sregs(vcpu, &sregs);
 	vcpu_set_regs(vcpu, &regs);
+}
+
+void guest_set_mode_if_possible(struct vcpu *vcpu, enum guest_mode mode)
+{
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+
+	if (try_ioctl(vcpu->fd, KVM_GET_SREGS, &sregs))
+		return;
+	make_mode(vcpu, mode, &regs, &sregs);
+	try_ioctl(vcpu->fd, KVM_SET_SREGS, &sregs);
+	try_ioctl(vcpu->fd, KVM_SET_REGS, &regs);
 }

@@ -44,6 +44,8 @@ enum guest_mode {
 
 /* Puts the vCPU at GUEST_CODE in a mode: registers 0, stack at GUEST_STACK, interrupts off. */
 void guest_set_mode(struct vcpu *vcpu, enum guest_mode mode);
+/* The same for a vCPU that may be in a state that allows no such thing. */
+void guest_set_mode_if_possible(struct vcpu *vcpu, enum guest_mode mode);
 const char *guest_mode_name(enum guest_mode mode);
 
 /* Long mode is what most tests want: a VM with one vCPU and a fragment in it. */
