@@ -104,17 +104,22 @@ impl Cache {
 pub(super) struct Sticky {
     field: Field,
     wanted: u64,
-    written: Option<u64>,
+    written: u64,
 }
 
 impl Sticky {
-    /// One that wants `value`, not written yet.
+    /// One that wants `value`, and is taken to have it: [`Sticky::initialise`] sees to that.
     pub(super) const fn new(field: Field, value: u64) -> Self {
         Self {
             field,
             wanted: value,
-            written: None,
+            written: value,
         }
+    }
+
+    /// Writes its first value to a new VMCS, before it is changed.
+    pub(super) fn initialise(&self, vmcs: &Vmcs) {
+        vmcs.write(self.field, self.written);
     }
 
     /// What it wants to be.
@@ -141,9 +146,9 @@ impl Sticky {
     /// Writes it if it has changed. Window only, before an entry.
     #[inline]
     pub(super) fn write_back(&mut self, vmcs: &Vmcs) {
-        if self.written != Some(self.wanted) {
+        if self.written != self.wanted {
             vmcs.write(self.field, self.wanted);
-            self.written = Some(self.wanted);
+            self.written = self.wanted;
         }
     }
 }

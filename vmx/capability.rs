@@ -141,8 +141,6 @@ pub(super) fn probe() -> Result<Capabilities> {
     check_host()?;
     Ok(Capabilities {
         instruction_length: true,
-        huge_1g: controls.huge_1g,
-        tsc_scaling: false,
         features: features(&controls),
     })
 }

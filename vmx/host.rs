@@ -118,6 +118,14 @@ impl Host {
         }
     }
 
+    /// Fills in what of the host state never changes, and a first value of what does. The VMCS must be current.
+    pub(super) fn initialise(&self, vmcs: &Vmcs) {
+        write_constant(vmcs);
+        for field in [&self.cr3, &self.cr4, &self.fs_base] {
+            field.initialise(vmcs);
+        }
+    }
+
     /// Enters VMX operation with `vmcs` current and fills in its host state. True if the vCPU comes from
     /// another CPU. When it fails, the VMCS is not current and nothing has changed.
     #[inline]
@@ -243,7 +251,7 @@ fn write_per_cpu(vmcs: &Vmcs) {
 }
 
 /// Host state that never changes. The VMCS must be current.
-pub(super) fn initialise(vmcs: &Vmcs) {
+fn write_constant(vmcs: &Vmcs) {
     // SAFETY: These MSRs exist in every CPU with VMX and long mode.
     let msr = |number| unsafe { x86::rdmsr(number) };
     vmcs.write(field::HOST_CR0, x86::cr0());

@@ -15,8 +15,7 @@ use core::sync::atomic::Ordering;
 
 /// Bit n of word w: VPID `64 * w + n` is taken. VPID 0 is the host's.
 static TAKEN: [AtomicU64; 1024] = {
-    const FREE: AtomicU64 = AtomicU64::new(0);
-    let mut words = [FREE; 1024];
+    let mut words = [const { AtomicU64::new(0) }; 1024];
     words[0] = AtomicU64::new(1);
     words
 };
@@ -66,10 +65,17 @@ pub(super) struct Tlb {
     eptp: u64,
     invept: Scope,
     invvpid: Option<Scope>,
-    /// Everything, of both levels.
-    all: bool,
+    stale: Stale,
+}
+
+/// What of the cached translations may be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stale {
+    Nothing,
     /// What the guest's own page tables led to.
-    guest: bool,
+    Guest,
+    /// Everything, of both levels.
+    All,
 }
 
 impl Tlb {
@@ -84,8 +90,7 @@ impl Tlb {
             eptp,
             invept,
             invvpid,
-            all: true,
-            guest: true,
+            stale: Stale::All,
         }
     }
 
@@ -101,36 +106,39 @@ impl Tlb {
 
     /// Asks for everything to be flushed.
     pub(super) fn flush_all(&mut self) {
-        self.all = true;
+        self.stale = Stale::All;
     }
 
     /// Asks for what came through the guest's page tables to be flushed, when the guest changed how they are
     /// read. Without a VPID every entry does that.
     pub(super) fn flush_guest(&mut self) {
-        self.guest = true;
+        if self.stale == Stale::Nothing {
+            self.stale = Stale::Guest;
+        }
     }
 
     /// Flushes what was asked for. Window only, before an entry.
     #[inline]
     pub(super) fn flush(&mut self, vmcs: &Vmcs) {
-        if !self.all && !self.guest {
-            return;
+        if self.stale != Stale::Nothing {
+            self.flush_stale(vmcs);
         }
-        if !self.all {
-            if let (Some(vpid), Some(scope)) = (&self.vpid, self.invvpid) {
-                // SAFETY: In the window this CPU is in VMX operation; the scope is one that it has.
-                vmcs.check("INVVPID", unsafe {
-                    instruction::invvpid(scope, vpid.number())
-                });
-            }
-        } else {
+    }
+
+    #[inline(never)]
+    fn flush_stale(&mut self, vmcs: &Vmcs) {
+        if self.stale == Stale::All {
             // Combined mappings go too, whatever their VPID.
-            // SAFETY: As above.
+            // SAFETY: In the window this CPU is in VMX operation; the scope is one that it has.
             vmcs.check("INVEPT", unsafe {
                 instruction::invept(self.invept, self.eptp)
             });
+        } else if let (Some(vpid), Some(scope)) = (&self.vpid, self.invvpid) {
+            // SAFETY: As above.
+            vmcs.check("INVVPID", unsafe {
+                instruction::invvpid(scope, vpid.number())
+            });
         }
-        self.all = false;
-        self.guest = false;
+        self.stale = Stale::Nothing;
     }
 }

@@ -12,7 +12,6 @@ use super::field;
 use super::field::primary;
 use super::field::secondary;
 use super::frame::Frame;
-use super::host;
 use super::host::Host;
 use super::msr;
 use super::msr::Switched;
@@ -109,7 +108,9 @@ impl Vcpu {
     /// Sets the fields that stay. The VMCS must be current.
     fn initialise(&self) {
         let (vmcs, controls) = (&self.vmcs, &self.controls);
-        host::initialise(vmcs);
+        self.host.initialise(vmcs);
+        self.primary.initialise(vmcs);
+        self.tsc_offset.initialise(vmcs);
         registers::initialise(vmcs);
         msr::initialise(vmcs);
         vmcs.write(field::PIN_CONTROLS, u64::from(controls.pin));
@@ -123,6 +124,7 @@ impl Vcpu {
         }
         if controls.primary & primary::USE_TPR_SHADOW != 0 {
             vmcs.write(field::VIRTUAL_APIC_PAGE, self.virtual_apic.phys());
+            self.tpr_threshold.initialise(vmcs);
         }
         if controls.secondary & secondary::PAUSE_LOOP_EXITING != 0 {
             vmcs.write(field::PLE_GAP, PLE.0);
