@@ -52,17 +52,10 @@ const PDPTE_PRESENT: u64 = 1;
 /// CS.L in the attributes of a segment.
 const LONG: u16 = 1 << 9;
 
-/// #GP(0).
-const PROTECTION: Fault = Fault {
-    vector: 13,
-    error_code: Some(0),
-    address: None,
-};
-
 /// #GP(0) if `condition` holds.
 fn refuse_if(condition: bool) -> Result<(), Fault> {
     if condition {
-        return Err(PROTECTION);
+        return Err(Fault::GENERAL_PROTECTION);
     }
     Ok(())
 }
@@ -132,7 +125,9 @@ impl<V: XvmOps> Vcpu<V> {
     /// Loads the PDPTE registers if `regs` has PAE paging (SDM vol 3, 4.4.1).
     fn load_pdptes(&mut self, regs: &mut SystemRegs) -> Result<(), Fault> {
         if regs.is_pae() {
-            regs.pdptrs = self.read_pdptes(regs.cr3).map_err(|_| PROTECTION)?;
+            regs.pdptrs = self
+                .read_pdptes(regs.cr3)
+                .map_err(|_| Fault::GENERAL_PROTECTION)?;
         }
         Ok(())
     }
@@ -278,7 +273,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// #GP for an XCR other than 0, states that the vCPU doesn't have, and combinations that can't be.
     pub(crate) fn xsetbv(&mut self, index: u32, value: u64) -> Result<(), Fault> {
         refuse_if(index != 0)?;
-        self.set_xcr0(value).map_err(|_| PROTECTION)
+        self.set_xcr0(value).map_err(|_| Fault::GENERAL_PROTECTION)
     }
 
     /// Sets XCR0.

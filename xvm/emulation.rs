@@ -4,6 +4,7 @@
 //!
 //! Memory goes to the VMM's memory, to the local APIC, to the IOAPIC, or to the VMM as an MMIO exit. Outside of the window.
 
+use super::device_access::device_time;
 use super::emulate;
 use super::emulate::walk;
 use super::emulate::walk::WalkError;
@@ -14,7 +15,6 @@ use super::emulate::Insn;
 use super::emulate::Machine;
 use super::emulate::Mode;
 use super::emulate::SegmentName;
-use super::device_access::device_time;
 use super::emulate::Stop;
 use super::guest_memory;
 use super::guest_memory::Sleeping;
@@ -33,9 +33,6 @@ use super::vcpu::PORT_DATA;
 use super::XvmOps;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
-
-/// #GP.
-const GENERAL_PROTECTION: u8 = 13;
 
 /// Where an access to the local APIC's page is.
 const APIC_PAGE: u64 = 0xfff;
@@ -66,11 +63,7 @@ pub(super) struct Emulation<'a, V: XvmOps> {
 /// What becomes of bytes that are no instruction.
 fn refusal(error: DecodeError) -> Stop {
     match error {
-        DecodeError::TooLong => Stop::Fault(Fault {
-            vector: GENERAL_PROTECTION,
-            error_code: Some(0),
-            address: None,
-        }),
+        DecodeError::TooLong => Stop::Fault(Fault::GENERAL_PROTECTION),
         _ => Stop::Unknown,
     }
 }

@@ -4,11 +4,8 @@
 
 use super::delivery::Offered;
 use super::state::Event;
-
-/// #DF.
-const DOUBLE_FAULT: u8 = 8;
-/// #PF.
-const PAGE_FAULT: u8 = 14;
+use super::vectors::DOUBLE_FAULT;
+use super::vectors::PAGE_FAULT;
 
 /// Events of a vCPU that wait for the next entry.
 #[derive(Clone, Copy, Debug, Default)]

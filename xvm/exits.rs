@@ -10,14 +10,11 @@ use super::state::RCX;
 use super::state::RDX;
 use super::vcpu::MpState;
 use super::vcpu::Vcpu;
+use super::vectors::GENERAL_PROTECTION;
+use super::vectors::INVALID_OPCODE;
 use super::Exit;
 use super::PortAccess;
 use super::XvmOps;
-
-/// #UD.
-const INVALID_OPCODE: u8 = 6;
-/// #GP.
-const GENERAL_PROTECTION: u8 = 13;
 
 /// What a hypercall that nobody knows returns (api.rst, "KVM_HC"; `KVM_ENOSYS`).
 pub(crate) const NO_SUCH_HYPERCALL: u64 = -1000i64 as u64;

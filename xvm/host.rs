@@ -12,3 +12,4 @@ extern crate std;
 
 pub mod emulate;
 pub mod platform;
+pub mod vectors;

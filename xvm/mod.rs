@@ -4,16 +4,35 @@
 //!
 //! | file | subject |
 //! | --- | --- |
+//! | **Vendors** | |
+//! | `ops`, `exit`, `state` | what a vendor provides: `XvmOps`, `Exit`, guest CPU state |
+//! | `vectors` | the exceptions' numbers |
 //! | `machine` | the physical machine: which vendor, what it can do |
-//! | `device` | `/dev/xvm` and its ioctls |
-//! | `vm`, `vcpu` | a VM's and a vCPU's ioctls |
-//! | `run` | `KVM_RUN`: the loop around the window |
+//! | **Files** | |
+//! | `device`, `vm`, `vcpu` | `/dev/xvm`, a VM, a vCPU: what belongs to it, its ioctls |
+//! | `extension` | `KVM_CHECK_EXTENSION`, and ioctls that are refused |
+//! | **Running a guest** | |
+//! | `run`, `run_page` | `KVM_RUN`: the loop around the window; `struct kvm_run` |
 //! | `window` | owning the CPU: interrupts off, guest state loaded |
 //! | `exits` | exits that are handled inside the window |
-//! | `ops`, `exit`, `state` | what a vendor provides: `XvmOps`, `Exit`, guest CPU state |
+//! | `events`, `delivery` | events that wait; bringing them to the guest |
+//! | `kick` | where a vCPU is, and making it leave the guest |
+//! | `control`, `system_insn` | control registers: their rules; the instructions that access them |
+//! | `device_access` | moves between registers and devices, without the emulator |
+//! | `emulation`, `replay` | the emulator on a vCPU; accesses that were already made |
+//! | `guest_memory` | memory as the guest addresses it: translation, fetching instructions |
+//! | **State for the VMM**, each file some of a vCPU's ioctls | |
+//! | `regs`, `sregs`, `debugregs`, `fpu` | registers |
+//! | `cpuid`, `msr` | CPUID, model-specific registers |
+//! | `lapic_state`, `mp_state`, `vcpu_events` | local APIC, running or waiting, pending events |
+//! | `translate`, `tsc` | address translation, the time-stamp counter |
+//! | **A VM's parts** | |
 //! | `memory` | guest-physical memory |
-//! | `platform` | interrupt controllers and timers (pure logic) |
-//! | `emulate` | decoder, emulator, page-table walker (pure logic) |
+//! | `irqchip`, `targets` | interrupt controllers and timer; vCPUs as destinations of messages |
+//! | `vm_platform` | their ioctls |
+//! | **Pure logic**, tested on the host (`host.rs`) | |
+//! | `platform` | interrupt controllers and timers |
+//! | `emulate` | decoder, emulator, page-table walker |
 
 mod control;
 mod cpuid;
@@ -50,6 +69,7 @@ mod translate;
 mod tsc;
 mod vcpu;
 mod vcpu_events;
+mod vectors;
 mod vm;
 mod vm_platform;
 mod window;

@@ -13,9 +13,12 @@ use super::state::Interruptibility;
 use super::state::SystemRegs;
 use super::state::UserRegs;
 use super::state::RAX;
+use super::state::RCX;
+use super::state::RDX;
 use super::vcpu::MpState;
 use super::vcpu::Vcpu;
 use super::vcpu::PORT_DATA;
+use super::vectors;
 use super::window::Left;
 use super::window::Window;
 use super::Exit;
@@ -293,8 +296,8 @@ impl<V: XvmOps> Vcpu<V> {
             return;
         };
         let gprs = V::gprs(&mut self.arch).0;
-        let value = (gprs[2] << 32) | (gprs[RAX] & 0xffff_ffff);
-        match self.xsetbv(gprs[1] as u32, value) {
+        let value = (gprs[RDX] << 32) | (gprs[RAX] & 0xffff_ffff);
+        match self.xsetbv(gprs[RCX] as u32, value) {
             Ok(()) => {
                 self.skip(skip);
             }
@@ -308,7 +311,7 @@ impl<V: XvmOps> Vcpu<V> {
         match self.decode_nofault().map(|insn| insn.op) {
             Some(Op::Vmcall | Op::Vmmcall) => self.emulate_exit(),
             _ => {
-                self.events.queue_exception(6, None);
+                self.events.queue_exception(vectors::INVALID_OPCODE, None);
                 Ok(Next::Guest)
             }
         }

@@ -15,13 +15,6 @@ use super::vcpu::Vcpu;
 use super::CrAccess;
 use super::XvmOps;
 
-/// #GP(0).
-const PRIVILEGE: Fault = Fault {
-    vector: 13,
-    error_code: Some(0),
-    address: None,
-};
-
 impl<V: XvmOps> Emulation<'_, V> {
     /// Executes `insn` if it is one of these.
     pub(super) fn execute_system(&mut self, insn: &Insn) -> Option<Result<(), Stop>> {
@@ -60,7 +53,7 @@ impl<V: XvmOps> Emulation<'_, V> {
         work: impl FnOnce(&mut Self) -> Result<(), Fault>,
     ) -> Result<(), Stop> {
         if self.context.cpl != 0 {
-            return Err(Stop::Fault(PRIVILEGE));
+            return Err(Stop::Fault(Fault::GENERAL_PROTECTION));
         }
         work(self).map_err(Stop::Fault)
     }

@@ -43,7 +43,7 @@ pub(crate) struct Vm<V: XvmOps> {
     pub(crate) tsc: Tsc,
     /// Guest-physical memory.
     pub(crate) memory: Arc<Memory<V::Pages>>,
-    /// Taken down before the memory.
+    /// Only kept: it holds a reference to the memory, which its callbacks use, and ends them when it is dropped.
     _notifier: Pin<KBox<mmu_notifier::Registration<Memory<V::Pages>>>>,
     mm: Arc<AddressSpace>,
     kick: Arc<Kick>,

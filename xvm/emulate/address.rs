@@ -3,6 +3,7 @@
 //! Memory operand → linear address, with the checks of segmentation (Intel SDM vol. 3, chapter 5 and vol. 1, 3.3.7.1;
 //! AMD APM vol. 2, 4.12 and 5.3.1).
 
+use super::super::vectors;
 use super::insn::Base;
 use super::insn::Insn;
 use super::insn::Memory;
@@ -13,9 +14,6 @@ use super::machine::Mode;
 use super::machine::Segment;
 use super::machine::SegmentName;
 use super::machine::Stop;
-
-const STACK_FAULT: u8 = 12;
-const GENERAL_PROTECTION: u8 = 13;
 
 /// Bits of a descriptor type, for code and data segments.
 const TYPE_CODE: u8 = 8;
@@ -115,8 +113,8 @@ fn is_inside(segment: &Segment, offset: u64, span: u64) -> bool {
 fn segment_fault(machine: &impl Machine, name: SegmentName) -> Fault {
     Fault {
         vector: match name {
-            SegmentName::Ss => STACK_FAULT,
-            _ => GENERAL_PROTECTION,
+            SegmentName::Ss => vectors::STACK_FAULT,
+            _ => vectors::GENERAL_PROTECTION,
         },
         error_code: match machine.mode() {
             Mode::Real => None,

@@ -2,6 +2,8 @@
 
 //! What the emulator asks of a vCPU, and why it may stop.
 
+use super::super::vectors;
+
 /// Default operand and address size of the code that runs: CS.L and CS.D (Intel SDM vol. 3, 3.4.5; AMD APM vol. 2, 4.8.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeSize {
@@ -84,8 +86,15 @@ pub struct Fault {
 impl Fault {
     /// #UD, invalid opcode.
     pub const INVALID_OPCODE: Fault = Fault {
-        vector: 6,
+        vector: vectors::INVALID_OPCODE,
         error_code: None,
+        address: None,
+    };
+
+    /// #GP(0), general protection.
+    pub const GENERAL_PROTECTION: Fault = Fault {
+        vector: vectors::GENERAL_PROTECTION,
+        error_code: Some(0),
         address: None,
     };
 }

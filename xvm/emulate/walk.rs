@@ -4,9 +4,8 @@
 //!
 //! No paging, 32-bit paging with PSE-36, PAE paging and 4-level paging. There is no LA57 and no protection key.
 
+use super::super::vectors::PAGE_FAULT;
 use super::machine::Fault;
-
-const PAGE_FAULT: u8 = 14;
 
 const CR0_WP: u64 = 1 << 16;
 const CR0_PG: u64 = 1 << 31;

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Vectors of the exceptions that xvm raises or looks at (SDM vol 3, table 7-1).
+
+/// #UD, invalid opcode; no error code.
+pub const INVALID_OPCODE: u8 = 6;
+/// #DF, double fault; error code 0.
+pub const DOUBLE_FAULT: u8 = 8;
+/// #SS, stack fault.
+pub const STACK_FAULT: u8 = 12;
+/// #GP, general protection.
+pub const GENERAL_PROTECTION: u8 = 13;
+/// #PF, page fault.
+pub const PAGE_FAULT: u8 = 14;
