@@ -57,8 +57,6 @@ pub(super) struct Features {
     pub(super) ibpb_exit_to_user: bool,
     /// Nested page tables have five levels, as the host's own.
     pub(super) five_levels: bool,
-    /// Nested page tables may map 1 GiB pages.
-    pub(super) huge_1g: bool,
 }
 
 /// Names of what [`Features::list`] tells, in its order.
@@ -170,7 +168,6 @@ impl Features {
             ibpb_exit_to_user: x86::host_has(bindings::X86_FEATURE_IBPB_EXIT_TO_USER),
             ibpb: x86::host_has(bindings::X86_FEATURE_IBPB),
             five_levels: x86::cr4() & CR4_LA57 != 0,
-            huge_1g: x86::cpuid(0x8000_0001, 0).edx & (1 << 26) != 0,
         }
     }
 
@@ -202,8 +199,6 @@ impl Features {
         let bits = self.list().into_iter().enumerate();
         Capabilities {
             instruction_length: self.next_rip,
-            huge_1g: self.huge_1g,
-            tsc_scaling: self.tsc_scaling,
             features: ops::Features {
                 names: NAMES,
                 found: bits.fold(0, |found, (n, has)| found | (u64::from(has) << n)),

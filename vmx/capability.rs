@@ -109,11 +109,20 @@ pub(super) fn has_true_controls() -> bool {
     basic() & (1 << 55) != 0
 }
 
-/// Whether Processor Trace may go on in VMX operation (A.6, bit 14).
-pub(super) fn trace_in_vmx() -> bool {
+/// IA32_VMX_MISC (A.6).
+fn misc() -> u64 {
     // SAFETY: The MSR exists wherever VMX does, which `probe` found.
-    let misc = unsafe { x86::rdmsr(IA32_VMX_MISC) };
-    misc & (1 << 14) != 0
+    unsafe { x86::rdmsr(IA32_VMX_MISC) }
+}
+
+/// Whether Processor Trace may go on in VMX operation (bit 14).
+pub(super) fn trace_in_vmx() -> bool {
+    misc() & (1 << 14) != 0
+}
+
+/// The VMX-preemption timer counts once when this bit of the TSC changes (bits 4:0).
+pub(super) fn preemption_timer_shift() -> u32 {
+    (misc() & 0x1f) as u32
 }
 
 /// Says what a CPU with VMX lacks.

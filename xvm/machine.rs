@@ -69,8 +69,9 @@ fn take<V: XvmOps>() -> Result<(Arc<dyn Context>, OnlineCheck)> {
     let machine = Machine::<V>::new(caps)?;
     let check = OnlineCheck::new(check::<V>)?;
     pr_info!(
-        "running guests with {}\n",
-        V::NAME.to_str().unwrap_or_default()
+        "{} with {}\n",
+        V::NAME.to_str().unwrap_or_default(),
+        caps.features
     );
     let device = Arc::new(Device { machine }, GFP_KERNEL)?;
     Ok((device, check))

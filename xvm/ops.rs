@@ -21,6 +21,7 @@ use super::state::SystemRegs;
 use super::state::UserRegs;
 use super::Exit;
 use crate::linux::irq::IrqsOff;
+use kernel::fmt;
 use kernel::prelude::*;
 
 /// What a vendor found in the CPU at load; the same on every CPU, or the module does not load.
@@ -28,11 +29,7 @@ use kernel::prelude::*;
 pub(crate) struct Capabilities {
     /// The CPU tells the length of an intercepted instruction (VMX: always; SVM: CPUID 8000_000A EDX.NRIPS).
     pub(crate) instruction_length: bool,
-    /// The second-level tables may map 1 GiB pages.
-    pub(crate) huge_1g: bool,
-    /// RDTSC in a guest may be scaled by hardware.
-    pub(crate) tsc_scaling: bool,
-    /// What else was looked for, for `xvm info` and the log.
+    /// What else was looked for: it is logged at load, and a part of what `KVM_GET_SUPPORTED_CPUID` says follows from it.
     pub(crate) features: Features,
 }
 
@@ -43,6 +40,22 @@ pub(crate) struct Features {
     pub(crate) names: &'static [&'static str],
     /// Bit n: `names[n]` was found.
     pub(crate) found: u64,
+}
+
+impl fmt::Display for Features {
+    /// The names of those found, for the log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = self.names.iter().enumerate();
+        for (i, (_, name)) in found
+            .filter(|(n, _)| (self.found >> n) & 1 != 0)
+            .enumerate()
+        {
+            let comma = if i == 0 { "" } else { ", " };
+            f.write_str(comma)?;
+            f.write_str(name)?;
+        }
+        Ok(())
+    }
 }
 
 /// What makes a vCPU, beyond what it can be told later.
