@@ -46,6 +46,7 @@ const PIN: &Table = &[
     ),
     (pin::NMI_EXITING, "NMI exiting", Use::Need),
     (pin::VIRTUAL_NMIS, "virtual NMIs", Use::Need),
+    (pin::PREEMPTION_TIMER, "VMX-preemption timer", Use::Want),
 ];
 
 const PRIMARY: &Table = &[

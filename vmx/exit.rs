@@ -50,6 +50,7 @@ mod reason {
     pub(super) const TPR_BELOW_THRESHOLD: u16 = 43;
     pub(super) const EPT_VIOLATION: u16 = 48;
     pub(super) const INVEPT: u16 = 50;
+    pub(super) const PREEMPTION_TIMER: u16 = 52;
     pub(super) const INVVPID: u16 = 53;
     pub(super) const WBINVD: u16 = 54;
     pub(super) const XSETBV: u16 = 55;
@@ -65,7 +66,7 @@ pub(super) fn after(vcpu: &mut Vcpu) -> Option<Exit> {
     }
     Some(match full as u16 {
         reason::EXCEPTION_OR_NMI => exception(vcpu),
-        reason::EXTERNAL_INTERRUPT | reason::INIT => Exit::Host,
+        reason::EXTERNAL_INTERRUPT | reason::INIT | reason::PREEMPTION_TIMER => Exit::Host,
         reason::TRIPLE_FAULT => Exit::TripleFault,
         reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
         reason::NMI_WINDOW => Exit::NmiWindow,

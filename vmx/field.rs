@@ -136,6 +136,8 @@ fields! {
     GUEST_ACTIVITY = 0x4826;
     /// The guest's IA32_SYSENTER_CS.
     GUEST_SYSENTER_CS = 0x482a;
+    /// How long the guest runs without an exit at most, in units of the preemption timer.
+    GUEST_PREEMPTION_TIMER = 0x482e;
     /// The host's IA32_SYSENTER_CS.
     HOST_SYSENTER_CS = 0x4c00;
 }
@@ -207,6 +209,7 @@ pub(super) mod pin {
     pub(crate) const EXTERNAL_INTERRUPT_EXITING: u32 = 1 << 0;
     pub(crate) const NMI_EXITING: u32 = 1 << 3;
     pub(crate) const VIRTUAL_NMIS: u32 = 1 << 5;
+    pub(crate) const PREEMPTION_TIMER: u32 = 1 << 6;
 }
 
 /// Primary processor-based controls (26.6.2).

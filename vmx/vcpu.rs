@@ -4,11 +4,13 @@
 
 use super::cache::Cache;
 use super::cache::Sticky;
+use super::capability;
 use super::controls::Controls;
 use super::debug::Debug;
 use super::ept;
 use super::event::Events;
 use super::field;
+use super::field::pin;
 use super::field::primary;
 use super::field::secondary;
 use super::frame::Frame;
@@ -20,6 +22,7 @@ use super::tlb::Tlb;
 use super::tlb::Vpid;
 use super::vmcs::Vmcs;
 use crate::linux::page::Page4k;
+use crate::linux::x86;
 use crate::xvm::ops::VcpuConfig;
 use crate::xvm::state::SystemRegs;
 use crate::xvm::state::UserRegs;
@@ -33,6 +36,10 @@ const EXCEPTIONS: u64 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 
 /// PAUSE-loop exiting: the most ticks between two PAUSEs of one loop, and the ticks after which the loop exits.
 const PLE: (u64, u64) = (128, 4096);
+
+/// The longest time without an exit, in milliseconds. A host interrupt ends it long before; this is for a CPU that doesn't exit
+/// for one, as Bochs doesn't when host and guest both have RFLAGS.IF clear, and for hosts without a tick.
+const LONGEST_RUN: u64 = 20;
 
 /// A vCPU.
 pub(crate) struct Vcpu {
@@ -129,6 +136,14 @@ impl Vcpu {
         if controls.secondary & secondary::PAUSE_LOOP_EXITING != 0 {
             vmcs.write(field::PLE_GAP, PLE.0);
             vmcs.write(field::PLE_WINDOW, PLE.1);
+        }
+        if controls.pin & pin::PREEMPTION_TIMER != 0 {
+            let ticks = LONGEST_RUN.saturating_mul(u64::from(x86::tsc_khz()));
+            let value = ticks >> capability::preemption_timer_shift();
+            vmcs.write(
+                field::GUEST_PREEMPTION_TIMER,
+                value.min(u64::from(u32::MAX)),
+            );
         }
         vmcs.write(field::VMCS_LINK_POINTER, u64::MAX);
         vmcs.write(field::GUEST_DR7, 0x400);
