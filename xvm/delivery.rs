@@ -255,15 +255,15 @@ impl<V: XvmOps> Vcpu<V> {
             return;
         };
         match lapic.timer() {
-            Timer::Off => self.shared.timer.cancel(),
-            Timer::At { ns } => self.shared.timer.set(ns),
+            Timer::Off => self.shared.cancel_timer(),
+            Timer::At { ns } => self.shared.set_timer(ns),
             Timer::AtTsc { tsc } => {
                 let ticks = tsc.saturating_sub(self.guest_tsc());
                 let khz = u64::from(crate::linux::x86::tsc_khz()).max(1);
                 let ns = (ticks / khz)
                     .saturating_mul(1_000_000)
                     .saturating_add(ticks % khz * 1_000_000 / khz);
-                self.shared.timer.set(timer::now().saturating_add(ns));
+                self.shared.set_timer(timer::now().saturating_add(ns));
             }
         }
     }

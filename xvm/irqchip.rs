@@ -15,7 +15,7 @@ use super::platform::routing;
 use super::platform::Message;
 use super::targets::Targets;
 use crate::linux::timer;
-use crate::linux::timer::Timer;
+use crate::linux::timer::Timed;
 use crate::linux::timer::TimerTarget;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering;
@@ -39,20 +39,16 @@ pub(crate) struct Chips {
     routes: KVVec<routing::Entry>,
 }
 
-/// Interrupt controllers and timer of a VM.
-#[repr(C)]
+/// Interrupt controllers and timer of a VM. The host's timer expires at the PIT's next edge.
 #[pin_data]
 pub(crate) struct IrqChip {
-    #[pin]
-    timer: Timer<Self>,
     #[pin]
     chips: SpinLockIrq<Chips>,
     pic_output: AtomicBool,
     targets: Arc<Targets>,
 }
 
-// SAFETY: `repr(C)`, the timer is first, and the value is only made in place, in an `Arc`.
-unsafe impl TimerTarget for IrqChip {
+impl TimerTarget for IrqChip {
     fn expired(&self) -> Option<u64> {
         let mut chips = self.chips.lock();
         let fired = chips.pit.as_mut().is_some_and(|pit| pit.fire(timer::now()));
@@ -71,14 +67,13 @@ impl IrqChip {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(targets: Arc<Targets>) -> Result<Arc<Self>> {
+    pub(crate) fn new(targets: Arc<Targets>) -> Result<Arc<Timed<Self>>> {
         let mut routes = KVVec::new();
         for entry in routing::DEFAULT {
             routes.push(entry, GFP_KERNEL_ACCOUNT)?;
         }
         Arc::pin_init(
-            pin_init!(Self {
-                timer <- Timer::new(),
+            Timed::new(pin_init!(Self {
                 chips <- new_spinlock_irq!(Chips {
                     pic: Pic::new(),
                     ioapic: IoApic::new(),
@@ -88,7 +83,7 @@ impl IrqChip {
                 }, "xvm_irqchip"),
                 pic_output: AtomicBool::new(false),
                 targets,
-            }),
+            })),
             GFP_KERNEL_ACCOUNT,
         )
     }
@@ -106,21 +101,6 @@ impl IrqChip {
         chips.pit = Some(Pit::new());
         chips.speaker = speaker;
         Ok(())
-    }
-
-    /// Works on the chips, then brings what follows from it to the vCPUs and the host's timer. Not inside the window.
-    pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Chips) -> R) -> R {
-        let (result, edge) = {
-            let mut chips = self.chips.lock();
-            let result = work(&mut chips);
-            self.update_pic_output(&chips);
-            (result, chips.pit.as_ref().and_then(Pit::next_edge))
-        };
-        match edge {
-            Some(at) => self.timer.set(at),
-            None => self.timer.cancel(),
-        }
-        result
     }
 
     fn update_pic_output(&self, chips: &Chips) {
@@ -234,19 +214,6 @@ impl IrqChip {
         chips.pit.as_mut().map(|pit| pit.read(port, timer::now()))
     }
 
-    /// Writes a port of the PIT; `None` when it isn't one. Not inside the window.
-    pub(crate) fn pit_write(&self, port: u16, value: u8) -> Option<()> {
-        if !is_pit_port(&self.chips.lock(), port) {
-            return None;
-        }
-        self.with(|chips| {
-            chips
-                .pit
-                .as_mut()
-                .map(|pit| pit.write(port, value, timer::now()))
-        })
-    }
-
     /// Whether guest-physical `gpa` is one of the IOAPIC's registers.
     pub(crate) fn is_ioapic(&self, gpa: u64) -> bool {
         self.chips.lock().ioapic.offset(gpa).is_some()
@@ -269,6 +236,36 @@ impl IrqChip {
             .ioapic
             .write(offset, value, &mut |message| self.targets.send(message));
         Some(())
+    }
+}
+
+impl Timed<IrqChip> {
+    /// Works on the chips, then brings what follows from it to the vCPUs and the host's timer. Not inside the window.
+    pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Chips) -> R) -> R {
+        let (result, edge) = {
+            let mut chips = self.chips.lock();
+            let result = work(&mut chips);
+            self.update_pic_output(&chips);
+            (result, chips.pit.as_ref().and_then(Pit::next_edge))
+        };
+        match edge {
+            Some(at) => self.set_timer(at),
+            None => self.cancel_timer(),
+        }
+        result
+    }
+
+    /// Writes a port of the PIT; `None` when it isn't one. Not inside the window.
+    pub(crate) fn pit_write(&self, port: u16, value: u8) -> Option<()> {
+        if !is_pit_port(&self.chips.lock(), port) {
+            return None;
+        }
+        self.with(|chips| {
+            chips
+                .pit
+                .as_mut()
+                .map(|pit| pit.write(port, value, timer::now()))
+        })
     }
 }
 

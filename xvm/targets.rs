@@ -7,6 +7,7 @@ use super::platform::mailbox;
 use super::platform::Delivery;
 use super::platform::Message;
 use super::vcpu::Shared;
+use crate::linux::timer::Timed;
 use kernel::prelude::*;
 use kernel::sync::new_mutex;
 use kernel::sync::new_spinlock_irq;
@@ -18,7 +19,7 @@ use kernel::sync::SpinLockIrq;
 #[pin_data]
 pub(crate) struct Targets {
     #[pin]
-    vcpus: SpinLockIrq<KVec<Arc<Shared>>>,
+    vcpus: SpinLockIrq<KVec<Arc<Timed<Shared>>>>,
     /// The numbers of all vCPUs that were ever made: as in KVM they stay taken while the VM lives.
     #[pin]
     ids: Mutex<KVec<u32>>,
@@ -41,7 +42,7 @@ impl Targets {
     /// # Errors
     ///
     /// `EEXIST` when there is one of that number; `ENOMEM`.
-    pub(crate) fn add(&self, vcpu: Arc<Shared>) -> Result {
+    pub(crate) fn add(&self, vcpu: Arc<Timed<Shared>>) -> Result {
         let mut ids = self.ids.lock();
         if ids.contains(&vcpu.id) {
             return Err(EEXIST);
@@ -65,7 +66,7 @@ impl Targets {
     }
 
     /// Takes a vCPU away.
-    pub(crate) fn remove(&self, vcpu: &Arc<Shared>) {
+    pub(crate) fn remove(&self, vcpu: &Arc<Timed<Shared>>) {
         self.vcpus.lock().retain(|one| !Arc::ptr_eq(one, vcpu));
     }
 

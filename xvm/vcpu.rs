@@ -23,7 +23,7 @@ use crate::linux::anon_file;
 use crate::linux::anon_file::AnonFile;
 use crate::linux::fpu::GuestFpu;
 use crate::linux::run_pages::RunPages;
-use crate::linux::timer::Timer;
+use crate::linux::timer::Timed;
 use crate::linux::timer::TimerTarget;
 use crate::linux::wait::WaitPoint;
 use crate::linux::x86;
@@ -55,13 +55,9 @@ pub(crate) enum MpState {
     Halted,
 }
 
-/// What other threads reach of a vCPU.
-#[repr(C)]
+/// What other threads reach of a vCPU. Its timer expires when the local APIC's is due.
 #[pin_data]
 pub(crate) struct Shared {
-    /// Expires when the local APIC's timer is due. The first field, as `TimerTarget` demands.
-    #[pin]
-    pub(crate) timer: Timer<Self>,
     /// The vCPU's number, and the ID of its local APIC.
     pub(crate) id: u32,
     /// Whether it is in the guest, and where.
@@ -73,8 +69,7 @@ pub(crate) struct Shared {
     pub(crate) wait: WaitPoint,
 }
 
-// SAFETY: `repr(C)`, the timer is first, and the value is only made in place, in an `Arc`.
-unsafe impl TimerTarget for Shared {
+impl TimerTarget for Shared {
     fn expired(&self) -> Option<u64> {
         self.mailbox.post_timer();
         self.wake();
@@ -83,16 +78,15 @@ unsafe impl TimerTarget for Shared {
 }
 
 impl Shared {
-    fn new(id: u32) -> Result<Arc<Self>> {
+    fn new(id: u32) -> Result<Arc<Timed<Self>>> {
         let presence = Arc::new(Presence::new(), GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
-            pin_init!(Self {
-                timer <- Timer::new(),
+            Timed::new(pin_init!(Self {
                 id,
                 presence,
                 mailbox: Mailbox::new(),
                 wait <- WaitPoint::new(),
-            }),
+            })),
             GFP_KERNEL_ACCOUNT,
         )
     }
@@ -109,7 +103,7 @@ pub(crate) struct Vcpu<V: XvmOps> {
     /// Its VM.
     pub(crate) vm: Arc<Vm<V>>,
     /// What others reach.
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Timed<Shared>>,
     /// The pages shared with the VMM.
     pub(crate) pages: Arc<RunPages>,
     /// The vendor's part: control block and what goes with it.
@@ -155,7 +149,7 @@ pub(crate) struct Vcpu<V: XvmOps> {
 }
 
 impl<V: XvmOps> Vcpu<V> {
-    fn new(vm: Arc<Vm<V>>, shared: Arc<Shared>, pages: Arc<RunPages>) -> Result<Self> {
+    fn new(vm: Arc<Vm<V>>, shared: Arc<Timed<Shared>>, pages: Arc<RunPages>) -> Result<Self> {
         let (slots, generation) = vm.memory.slots();
         let config = VcpuConfig {
             root: vm.memory.root(),
@@ -246,7 +240,7 @@ impl<V: XvmOps> Drop for Vcpu<V> {
 #[pin_data(PinnedDrop)]
 pub(crate) struct VcpuFile<V: XvmOps> {
     vm: Arc<Vm<V>>,
-    shared: Arc<Shared>,
+    shared: Arc<Timed<Shared>>,
     pages: Arc<RunPages>,
     #[pin]
     vcpu: Mutex<KBox<Vcpu<V>>>,
@@ -282,7 +276,7 @@ impl<V: XvmOps> VcpuFile<V> {
 impl<V: XvmOps> PinnedDrop for VcpuFile<V> {
     fn drop(self: Pin<&mut Self>) {
         self.vm.remove_vcpu(&self.shared);
-        self.shared.timer.cancel();
+        self.shared.cancel_timer();
     }
 }
 

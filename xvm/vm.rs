@@ -19,6 +19,7 @@ use crate::linux::anon_file;
 use crate::linux::anon_file::AnonFile;
 use crate::linux::mmu_notifier;
 use crate::linux::task::AddressSpace;
+use crate::linux::timer::Timed;
 use crate::linux::user;
 use crate::linux::x86;
 use crate::uapi;
@@ -48,7 +49,7 @@ pub(crate) struct Vm<V: XvmOps> {
     mm: Arc<AddressSpace>,
     kick: Arc<Kick>,
     targets: Arc<Targets>,
-    irqchip: SetOnce<Arc<IrqChip>>,
+    irqchip: SetOnce<Arc<Timed<IrqChip>>>,
     /// Held while the irqchip or a vCPU is made, of which each depends on the other's absence.
     #[pin]
     setup: Mutex<()>,
@@ -90,7 +91,7 @@ impl<V: XvmOps> Vm<V> {
 
     /// The in-kernel interrupt controllers, once they were made.
     #[inline]
-    pub(crate) fn irqchip(&self) -> Option<&Arc<IrqChip>> {
+    pub(crate) fn irqchip(&self) -> Option<&Arc<Timed<IrqChip>>> {
         self.irqchip.as_ref()
     }
 
@@ -109,13 +110,13 @@ impl<V: XvmOps> Vm<V> {
     /// # Errors
     ///
     /// `EEXIST`, `ENOMEM`.
-    pub(crate) fn add_vcpu(&self, vcpu: Arc<Shared>) -> Result {
+    pub(crate) fn add_vcpu(&self, vcpu: Arc<Timed<Shared>>) -> Result {
         self.kick.add(vcpu.presence.clone())?;
         self.targets.add(vcpu)
     }
 
     /// Undoes `add_vcpu`.
-    pub(crate) fn remove_vcpu(&self, vcpu: &Arc<Shared>) {
+    pub(crate) fn remove_vcpu(&self, vcpu: &Arc<Timed<Shared>>) {
         self.targets.remove(vcpu);
         self.kick.remove(&vcpu.presence);
     }

@@ -13,6 +13,7 @@ use super::platform::routing;
 use super::vm::Vm;
 use super::XvmOps;
 use crate::linux::timer;
+use crate::linux::timer::Timed;
 use crate::linux::user;
 use crate::uapi;
 use kernel::prelude::*;
@@ -43,7 +44,7 @@ impl<V: XvmOps> Vm<V> {
     }
 
     /// The in-kernel interrupt controllers, for an ioctl that is about them.
-    fn chips(&self) -> Result<&Arc<IrqChip>> {
+    fn chips(&self) -> Result<&Arc<Timed<IrqChip>>> {
         self.irqchip().ok_or(ENXIO)
     }
 
