@@ -78,7 +78,7 @@ static void whole_vm(unsigned long i)
 
 TEST(whole_vms)
 {
-	check(_metadata, scaled(40), whole_vm);
+	check(_metadata, scaled(30), whole_vm);
 }
 
 static void many_vcpus(unsigned long i)

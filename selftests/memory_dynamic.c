@@ -104,7 +104,7 @@ static void disturb(struct __test_metadata *_metadata, FIXTURE_DATA(dynamic) *se
 	unsigned long count = 0;
 
 	wait_for_walks(2);
-	for (end = now_ns() + scaled(1500) * 1000000; now_ns() < end; count++) {
+	for (end = now_ns() + scaled(800) * 1000000; now_ns() < end; count++) {
 		size_t size = least + random_next(&seed) % (most / least) * least;
 		size_t offset = random_next(&seed) % (SIZE / least) * least;
 
@@ -329,7 +329,7 @@ TEST(truncated_file)
 	walks = faults = 0;
 	working = true;
 	ASSERT_EQ(0, pthread_create(&thread, NULL, run_guest, &vcpu));
-	for (uint64_t end = now_ns() + scaled(1500) * 1000000; now_ns() < end; count++) {
+	for (uint64_t end = now_ns() + scaled(800) * 1000000; now_ns() < end; count++) {
 		ASSERT_EQ(0, ftruncate(file, SIZE / 2));
 		ASSERT_EQ(0, ftruncate(file, SIZE));
 	}

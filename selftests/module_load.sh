@@ -122,15 +122,21 @@ both_run() {
 	one=$?
 	wait $second
 	two=$?
-	[ $one = 0 ] || sed 's/^/# xvm: /' /tmp/module_load.xvm.$$
-	[ $two = 0 ] || sed 's/^/# kvm: /' /tmp/module_load.kvm.$$
+	[ $one = 0 ] || sed -n '/^not ok/s/^/# xvm: /p' /tmp/module_load.xvm.$$
+	[ $two = 0 ] || sed -n '/^not ok/s/^/# kvm: /p' /tmp/module_load.kvm.$$
 	rm -f /tmp/module_load.*.$$
 	[ $one = 0 ] && [ $two = 0 ]
 }
 
-xvm_after_kvm() { load_kvm && load && both_run && unload_kvm && "$here/modes" >/dev/null 2>&1 && unload; }
-kvm_after_xvm() { load && load_kvm && both_run && unload && XVM_DEVICE=/dev/kvm "$here/modes" >/dev/null 2>&1 && unload_kvm; }
-xvm_first_out() { load_kvm && load && both_run && unload && unload_kvm; }
+# Whatever the one before has left.
+no_modules() {
+	! is_loaded xvm || unload || return 1
+	! is_loaded kvm || unload_kvm
+}
+
+xvm_after_kvm() { no_modules && load_kvm && load && both_run && unload_kvm && "$here/modes" >/dev/null 2>&1 && unload; }
+kvm_after_xvm() { no_modules && load && load_kvm && both_run && unload && XVM_DEVICE=/dev/kvm "$here/modes" >/dev/null 2>&1 && unload_kvm; }
+xvm_first_out() { no_modules && load_kvm && load && both_run && unload && unload_kvm; }
 
 was_loaded=0 kvm_was_loaded=0
 is_loaded xvm && was_loaded=1
@@ -161,6 +167,7 @@ else
 	check "out before KVM" xvm_first_out
 fi
 check "clean log" log_is_clean
+[ $kvm_was_loaded = 2 ] || no_modules
 [ $kvm_was_loaded != 1 ] || is_loaded kvm || load_kvm
 is_loaded xvm && [ $was_loaded = 0 ] && unload
 [ $was_loaded = 0 ] || is_loaded xvm || load

@@ -149,6 +149,8 @@ TEST_F(run, two_threads_one_vcpu)
 	int results[2] = { 0, 0 };
 
 	running = &self->vcpu;
+	/* Before the threads: the first signals may be earlier than they are. */
+	let_signal_interrupt(SIGUSR1);
 	for (int i = 0; i < 2; i++) {
 		ASSERT_EQ(0, pthread_create(&threads[i], NULL, run_thread, &results[i]));
 	}
