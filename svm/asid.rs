@@ -113,6 +113,15 @@ mod tests {
     }
 
     #[test]
+    fn the_smallest_pool_never_gives_what_is_set_aside() {
+        let mut pool = Pool::new(0, Pool::MIN_COUNT);
+        for _ in 0..10 {
+            let asid = pool.give().tag.asid();
+            assert!(asid > Pool::BORROWED && asid < Pool::MIN_COUNT);
+        }
+    }
+
+    #[test]
     fn a_tag_is_good_on_its_own_cpu_only() {
         let (mut here, mut there) = (Pool::new(0, 8), Pool::new(1, 8));
         let (a, b) = (here.give(), there.give());

@@ -3,6 +3,7 @@
 //! What a #VMEXIT means (APM vol 2, appendix C): exit codes and their information, turned into [`Exit`].
 
 use super::vcpu::Vcpu;
+use super::vmcb::Clean;
 use crate::xvm::CrAccess;
 use crate::xvm::Exit;
 use crate::xvm::MemoryFault;
@@ -160,6 +161,7 @@ fn rare_exit(vcpu: &mut Vcpu, code: u64) -> Option<Exit> {
             if let Some(window) = &mut vcpu.window {
                 window.refused = true;
             }
+            vcpu.vmcb_mut().control.clean = Clean::NONE;
             Exit::EntryFailure { reason: code }
         }
         _ => Exit::Unknown { code },
