@@ -13,12 +13,11 @@ use super::emulate::Operand;
 use super::emulate::Register;
 use super::emulate::SegmentName;
 use super::exits::Skip;
-use super::platform::lapic::Lapic;
+use super::kernel_devices::device_time;
 use super::state::RSP;
 use super::vcpu::Vcpu;
 use super::MemoryFault;
 use super::XvmOps;
-use crate::linux::timer;
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
@@ -141,27 +140,6 @@ impl<V: XvmOps> Vcpu<V> {
             4 => value & 0xffff_ffff,
             _ => value,
         };
-    }
-
-    /// Whether an address belongs to the local APIC or the IOAPIC.
-    pub(crate) fn is_kernel_device(&self, gpa: u64) -> bool {
-        let local = self
-            .lapic
-            .as_ref()
-            .is_some_and(|lapic| lapic.page() == Some(gpa & !0xfff));
-        local
-            || self
-                .vm
-                .irqchip()
-                .is_some_and(|irqchip| irqchip.is_ioapic(gpa))
-    }
-}
-
-/// The time for an access to the local APIC at `offset`, where it matters.
-pub(crate) fn device_time(offset: u32) -> u64 {
-    match Lapic::uses_time(offset) {
-        true => timer::now(),
-        false => 0,
     }
 }
 

@@ -19,6 +19,7 @@
 //! | `kick` | where a vCPU is, and making it leave the guest |
 //! | `control`, `system_insn` | control registers: their rules; the instructions that access them |
 //! | `device_access` | moves between registers and devices, without the emulator |
+//! | `kernel_devices` | the devices in the kernel, by memory and port |
 //! | `emulation`, `replay` | the emulator on a vCPU; accesses that were already made |
 //! | `guest_memory` | memory as the guest addresses it: translation, fetching instructions |
 //! | **State for the VMM**, each file some of a vCPU's ioctls | |
@@ -49,6 +50,7 @@ mod extension;
 mod fpu;
 mod guest_memory;
 mod irqchip;
+mod kernel_devices;
 mod kick;
 mod lapic_state;
 mod machine;
