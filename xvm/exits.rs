@@ -56,6 +56,8 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
         // The next look at the events does what these ask for.
         Exit::NmiWindow => true,
         Exit::InterruptWindow | Exit::TprChanged if vcpu.lapic.is_some() => true,
+        // The VMM's interrupt is delivered before the VMM is told that there is room for another.
+        Exit::InterruptWindow if vcpu.events.interrupt.is_some() => true,
         _ => false,
     };
     if done && (vcpu.timer_stale || vcpu.mp_state != MpState::Runnable) {
