@@ -74,6 +74,40 @@ TEST_F(failure, fetch_from_hole)
 	EXPECT_NE(KVM_EXIT_HLT, reason);
 }
 
+/* Page tables where no memory is: whatever comes of it, KVM_RUN does not fail. */
+TEST_F(failure, tables_in_hole)
+{
+	struct itimerval timer = { .it_value.tv_usec = 20000, .it_interval.tv_usec = 20000 };
+	static const uint64_t holes[] = { GUEST_MMIO, GUEST_HIGH, 0xfee00000, 0x100000000, 0xfffff000 };
+
+	/* KVM has the guest try for ever, which a signal ends. */
+	let_signal_interrupt(SIGALRM);
+	setitimer(ITIMER_REAL, &timer, NULL);
+	for (unsigned int i = 0; i < ARRAY_SIZE(holes); i++) {
+		for (int level = 0; level < 3; level++) {
+			struct kvm_sregs sregs;
+			int reason;
+
+			guest_prepare(&self->vm);
+			guest_load(&self->vm, aesenc_mmio);
+			guest_set_mode(&self->vcpu, MODE_LONG);
+			sregs = vcpu_sregs(&self->vcpu);
+			if (level == 0)
+				sregs.cr3 = holes[i];
+			else if (level == 1)
+				*(uint64_t *)vm_at(&self->vm, GUEST_PML4) = holes[i] | 7;
+			else
+				*(uint64_t *)vm_at(&self->vm, GUEST_PDPT) = holes[i] | 7;
+			vcpu_set_sregs(&self->vcpu, &sregs);
+			reason = vcpu_run(&self->vcpu);
+			EXPECT_TRUE(reason == KVM_EXIT_SHUTDOWN || reason == KVM_EXIT_INTERNAL_ERROR || reason == KVM_EXIT_MMIO ||
+				    reason == -EINTR)
+				TH_LOG("table of level %d at %#lx: exit %s (%d)", 4 - level, holes[i], exit_name(reason), reason);
+			do_ioctl(self->vcpu.fd, KVM_SET_VCPU_EVENTS, (&(struct kvm_vcpu_events){ 0 }));
+		}
+	}
+}
+
 /* The instruction changes while it is emulated: another thread writes it over and over. */
 static volatile bool changing;
 
