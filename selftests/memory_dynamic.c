@@ -17,7 +17,7 @@
 
 #define PAGE 4096ul
 #define MIB (1024 * 1024ul)
-#define SIZE (8 * MIB)	/* 0x800000 in the assembly */
+#define SIZE (4 * MIB)	/* 0x400000 in the assembly */
 #define PAGES (SIZE / PAGE)
 #define KEY 0x5bd1e995
 
@@ -28,7 +28,7 @@ GUEST_CODE64(walk,
 2:	mov (%r8), %rax; test %rax, %rax; jz 3f; cmp %r9, %rax; jne 9f;
 	mov 0xff8(%r8), %rax; test %rax, %rax; jz 3f; cmp %r9, %rax; jne 9f;
 3:	mov %r9, (%r8); mov %r9, 0xff8(%r8);
-	add $KEY, %r9; add $0x1000, %r8; cmp $(GUEST_HIGH + 0x800000), %r8; jb 2b;
+	add $KEY, %r9; add $0x1000, %r8; cmp $(GUEST_HIGH + 0x400000), %r8; jb 2b;
 	inc %r12; out %al, $PORT_SYNC; jmp 1b;
 9:	ud2);
 
@@ -104,7 +104,7 @@ static void disturb(struct __test_metadata *_metadata, FIXTURE_DATA(dynamic) *se
 	unsigned long count = 0;
 
 	wait_for_walks(2);
-	for (end = now_ns() + scaled(800) * 1000000; now_ns() < end; count++) {
+	for (end = now_ns() + scaled(600) * 1000000; now_ns() < end; count++) {
 		size_t size = least + random_next(&seed) % (most / least) * least;
 		size_t offset = random_next(&seed) % (SIZE / least) * least;
 
@@ -329,7 +329,7 @@ TEST(truncated_file)
 	walks = faults = 0;
 	working = true;
 	ASSERT_EQ(0, pthread_create(&thread, NULL, run_guest, &vcpu));
-	for (uint64_t end = now_ns() + scaled(800) * 1000000; now_ns() < end; count++) {
+	for (uint64_t end = now_ns() + scaled(600) * 1000000; now_ns() < end; count++) {
 		ASSERT_EQ(0, ftruncate(file, SIZE / 2));
 		ASSERT_EQ(0, ftruncate(file, SIZE));
 	}

@@ -255,11 +255,12 @@ TEST_F(regions, above_4_gib)
 		       vcpu_run(&self->vcpu) == KVM_EXIT_MMIO && self->vcpu.run->mmio.phys_addr == HIGH_GPA; }));
 }
 
-/* All the slots there are, in no order; then all deleted. */
+/* As many slots as there are, in no order; then all deleted. */
 TEST_F(regions, all_slots)
 {
 	unsigned int slots = try_ioctl(self->vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS);
-	unsigned int count = scaled(slots - 1);
+	/* Each call waits for readers of the slots in KVM: of its 32764 some thousand must do. */
+	unsigned int count = scaled(slots - 1 < 4000 ? slots - 1 : 4000);
 	/* Any odd factor visits each once. */
 	unsigned int stride = 7919 % count;
 
