@@ -3,7 +3,7 @@
 //! What the guest doesn't do by itself: the intercepts (APM vol 2, 15.9 to 15.13 and appendix B).
 //!
 //! Everything that could reach the host is intercepted; what is not is listed here with its reason:
-//! CR2 and CR3, CR4 reads, TS and MP of CR0 (the VMCB has the guest's own); CR8 reads (V_TPR); INVLPG, INVPCID (tagged by the ASID); RDTSC,
+//! CR2 and CR3, TS and MP of CR0, reads of CR0 and CR4 (the VMCB has the guest's own; see `state.rs` for when it has not); CR8 reads (V_TPR); INVLPG, INVPCID (tagged by the ASID); RDTSC,
 //! RDTSCP (offset by the VMCB, TSC_AUX switched by the window); SIDT, SGDT, LIDT, LGDT, SLDT, STR, LLDT, LTR, PUSHF, POPF, INTn (state of the guest
 //! alone); FERR_FREEZE (no such pin).
 
@@ -69,6 +69,8 @@ const EXCEPTIONS: u32 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 const CR_WRITES: u32 = (1 << 4 | 1 << 8) << 16;
 /// Reads of CR0, while its CD and NW are kept from the CPU.
 const CR0_READ: u32 = 1;
+/// Reads of CR4, while the CPU has MCE set in it and the guest has not.
+const CR4_READ: u32 = 1 << 4;
 /// All reads and writes of DR0 to DR15, while the guest's aren't in the CPU.
 const ALL_DR: u32 = !0;
 
@@ -99,9 +101,10 @@ impl Control {
         }
     }
 
-    /// Intercepts reads of CR0, or no longer.
-    pub(super) fn intercept_cr0_reads(&mut self, on: bool) {
-        set(&mut self.intercept_cr, CR0_READ, on);
+    /// Intercepts reads of CR0 and of CR4, or no longer.
+    pub(super) fn intercept_cr_reads(&mut self, cr0: bool, cr4: bool) {
+        set(&mut self.intercept_cr, CR0_READ, cr0);
+        set(&mut self.intercept_cr, CR4_READ, cr4);
         self.clean = self.clean.with_intercepts(false);
     }
 

@@ -6,7 +6,8 @@
 //!
 //! EFER.SVME must be 1 for VMRUN (APM vol 2, 15.5.1). CR4.MCE must be the host's, or a machine check in a guest without it shuts
 //! the CPU down. CD and NW of CR0, set after power-up, would make all of a guest's early code run uncached; memory is
-//! coherent, so they are kept from the CPU. Reads of CR0 are intercepted as long as one of them is set.
+//! coherent, so they are kept from the CPU. As long as the guest would read another value than its own in CR0 or CR4, reading is
+//! intercepted.
 
 use super::cpu::EFER_SVME;
 use super::vcpu::Vcpu;
@@ -215,18 +216,18 @@ impl Vcpu {
 
     /// Sets them. The CPU reads the PDPTEs of PAE paging by itself.
     pub(super) fn set_system_regs(&mut self, regs: &SystemRegs) {
-        let hid = self.hidden.cr0_cache != 0;
         self.hidden = Hidden {
             cr0_cache: regs.cr0 & CR0_CACHE,
             cr4_mce: regs.cr4 & CR4_MCE,
         };
-        let hides = self.hidden.cr0_cache != 0;
+        let hidden = self.hidden;
         let vmcb = self.half_switched_mut();
         vmcb.save.set_system_regs(regs);
         vmcb.control.clean = Clean::NONE;
-        if hides != hid {
-            vmcb.control.intercept_cr0_reads(hides);
-        }
+        vmcb.control.intercept_cr_reads(
+            hidden.cr0_cache != 0,
+            hidden.cr4_mce != vmcb.save.cr4 & CR4_MCE,
+        );
         self.set_debug_addresses(&regs.debug.address);
         self.drop_translations();
     }
