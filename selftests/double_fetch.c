@@ -50,7 +50,16 @@ static void *scribble(void *argument)
 			/* The first has immediate_exit, which would be all that is ever looked at. */
 			((volatile uint64_t *)target->bytes)[word] = random_next(&seed) & (word ? ~0ull : ~0xff00ull);
 		} else {
-			target->bytes[value % target->size] = value >> 56;
+			size_t at = value % target->size;
+			size_t cr8 = at - offsetof(struct kvm_run, cr8);
+
+			/* What makes KVM_RUN return at once is not left there, or nothing else would ever be looked at. */
+			if (at == offsetof(struct kvm_run, immediate_exit))
+				target->bytes[at] = 0;
+			else if (target->size == sizeof(struct kvm_run) && cr8 < 8)
+				target->bytes[at] = cr8 ? 0 : value >> 60;
+			else
+				target->bytes[at] = value >> 56;
 		}
 	}
 	return NULL;

@@ -17,7 +17,10 @@ use super::PortAccess;
 use super::XvmOps;
 
 /// What a hypercall that nobody knows returns (api.rst, "KVM_HC"; `KVM_ENOSYS`).
-pub(crate) const NO_SUCH_HYPERCALL: u64 = -1000i64 as u64;
+const NO_SUCH_HYPERCALL: u64 = -1000i64 as u64;
+
+/// What user code gets for a hypercall (`KVM_EPERM`).
+const HYPERCALL_REFUSED: u64 = -1i64 as u64;
 
 /// What became of an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,11 +124,20 @@ fn msr_write<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     }
 }
 
+/// What any hypercall returns: there is none, and user code may not ask.
+pub(crate) fn hypercall_answer(cpl: u8) -> u64 {
+    match cpl {
+        0 => NO_SUCH_HYPERCALL,
+        _ => HYPERCALL_REFUSED,
+    }
+}
+
 fn hypercall<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     let Some(skip) = vcpu.plan_skip() else {
         return false;
     };
-    V::gprs(&mut vcpu.arch).0[RAX] = NO_SUCH_HYPERCALL;
+    let answer = hypercall_answer(V::code_context(&vcpu.arch).cpl);
+    V::gprs(&mut vcpu.arch).0[RAX] = answer;
     vcpu.skip(skip)
 }
 

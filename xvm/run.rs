@@ -135,10 +135,7 @@ impl<V: XvmOps> Vcpu<V> {
                 self.after_cr8(before)
             }
             Exit::Hlt => self.halt(),
-            Exit::Xsetbv => {
-                self.xsetbv_exit();
-                Ok(Next::Guest)
-            }
+            Exit::Xsetbv => self.xsetbv_exit(),
             Exit::Pause => Ok(Next::Guest),
             Exit::Exception { .. } => self.invalid_opcode(),
             Exit::InterruptWindow => {
@@ -262,6 +259,10 @@ impl<V: XvmOps> Vcpu<V> {
         let before = self.cr8;
         match self.emulate() {
             Emulated::Done => self.after_cr8(before),
+            // The guest's page tables, or its code, are where no memory is.
+            Emulated::Failed(error) if error == ENXIO => {
+                Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[]))
+            }
             Emulated::Failed(error) => Err(error),
             Emulated::Unknown(code, length) => Ok(self.internal_error(
                 uapi::KVM_INTERNAL_ERROR_EMULATION,
@@ -289,11 +290,10 @@ impl<V: XvmOps> Vcpu<V> {
         Ok(Next::Userspace)
     }
 
-    fn xsetbv_exit(&mut self) {
+    fn xsetbv_exit(&mut self) -> Result<Next> {
         let Some(skip) = self.plan_skip() else {
             // The guest tries again; the bytes will be there.
-            let _ = self.touch_code();
-            return;
+            return self.touch_code();
         };
         let gprs = V::gprs(&mut self.arch).0;
         let value = (gprs[RDX] << 32) | (gprs[RAX] & 0xffff_ffff);
@@ -303,6 +303,7 @@ impl<V: XvmOps> Vcpu<V> {
             }
             Err(fault) => self.raise(fault),
         }
+        Ok(Next::Guest)
     }
 
     /// #UD: the other vendor's hypercall is carried out, all else is the guest's.
@@ -393,6 +394,9 @@ impl<V: XvmOps> Vcpu<V> {
         match self.fetch_code() {
             Ok(()) => Ok(Next::Guest),
             Err(error) if error == EAGAIN => Ok(Next::Guest),
+            Err(error) if error == ENXIO => {
+                Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[]))
+            }
             Err(error) => Err(error),
         }
     }

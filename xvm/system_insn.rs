@@ -10,7 +10,7 @@ use super::emulate::Op;
 use super::emulate::Operand;
 use super::emulate::Stop;
 use super::emulation::Emulation;
-use super::exits::NO_SUCH_HYPERCALL;
+use super::exits::hypercall_answer;
 use super::vcpu::Vcpu;
 use super::CrAccess;
 use super::XvmOps;
@@ -36,7 +36,7 @@ impl<V: XvmOps> Emulation<'_, V> {
             (Op::Wbinvd | Op::Invd, _) => self.privileged(|_| Ok(())),
             // The one of the two that this CPU doesn't have raises #UD; guests that came from the other vendor use it.
             (Op::Vmcall | Op::Vmmcall, _) => {
-                self.set_gpr(0, NO_SUCH_HYPERCALL);
+                self.set_gpr(0, hypercall_answer(self.context.cpl));
                 Ok(())
             }
             _ => return None,
