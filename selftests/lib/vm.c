@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Virtual machines for tests. */
+#include <pthread.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -219,10 +220,13 @@ int vcpu_set_msr(struct vcpu *vcpu, uint32_t index, uint64_t value)
 
 struct kvm_cpuid2 *supported_cpuid(void)
 {
+	static pthread_mutex_t once = PTHREAD_MUTEX_INITIALIZER;
 	static struct kvm_cpuid2 *cpuid;
 	const int entries = 256;
 	int fd;
 
+	/* Several threads make their first vCPU at once. */
+	pthread_mutex_lock(&once);
 	if (!cpuid) {
 		cpuid = calloc(1, sizeof(*cpuid) + entries * sizeof(cpuid->entries[0]));
 		cpuid->nent = entries;
@@ -230,6 +234,7 @@ struct kvm_cpuid2 *supported_cpuid(void)
 		do_ioctl(fd, KVM_GET_SUPPORTED_CPUID, cpuid);
 		close(fd);
 	}
+	pthread_mutex_unlock(&once);
 	return cpuid;
 }
 
