@@ -2,6 +2,7 @@
 /* Virtual machines for tests. */
 #include <pthread.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -218,24 +219,25 @@ int vcpu_set_msr(struct vcpu *vcpu, uint32_t index, uint64_t value)
 	return try_ioctl(vcpu->fd, KVM_SET_MSRS, &msr);
 }
 
+static struct kvm_cpuid2 *supported;
+
+static void read_supported_cpuid(void)
+{
+	const int entries = 256;
+	int fd = device_open();
+
+	supported = calloc(1, sizeof(*supported) + entries * sizeof(supported->entries[0]));
+	supported->nent = entries;
+	do_ioctl(fd, KVM_GET_SUPPORTED_CPUID, supported);
+	close(fd);
+}
+
 struct kvm_cpuid2 *supported_cpuid(void)
 {
-	static pthread_mutex_t once = PTHREAD_MUTEX_INITIALIZER;
-	static struct kvm_cpuid2 *cpuid;
-	const int entries = 256;
-	int fd;
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-	/* Several threads make their first vCPU at once. */
-	pthread_mutex_lock(&once);
-	if (!cpuid) {
-		cpuid = calloc(1, sizeof(*cpuid) + entries * sizeof(cpuid->entries[0]));
-		cpuid->nent = entries;
-		fd = device_open();
-		do_ioctl(fd, KVM_GET_SUPPORTED_CPUID, cpuid);
-		close(fd);
-	}
-	pthread_mutex_unlock(&once);
-	return cpuid;
+	pthread_once(&once, read_supported_cpuid);
+	return supported;
 }
 
 struct kvm_cpuid_entry2 *cpuid_entry(struct kvm_cpuid2 *cpuid, uint32_t function, uint32_t index)
