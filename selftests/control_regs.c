@@ -240,6 +240,25 @@ TEST_F(control, clts_and_lmsw)
 	EXPECT_EQ(CR0_PE, regs.rdx & (CR0_PE | CR0_TS));
 }
 
+/* With CR0.CD a hypervisor may hide bits, and must answer for every way to read the register. */
+GUEST_CODE64(caches_off, mov %cr0, %rax; bts $30, %rax; mov %rax, %cr0; mov %cr0, %rbx; smsw %rcx; smswl GUEST_FREE; clts;
+	mov %cr0, %rax; btr $30, %rax; mov %rax, %cr0; mov %cr0, %rdx; GUEST_DONE);
+
+TEST_F(control, caches_off)
+{
+	uint64_t cr0 = vcpu_sregs(&self->vcpu).cr0;
+	struct kvm_regs regs;
+
+	guest_load(&self->vm, caches_off);
+	guest_set_mode(&self->vcpu, MODE_LONG);
+	vcpu_run_to_port(&self->vcpu, PORT_DONE);
+	regs = vcpu_regs(&self->vcpu);
+	EXPECT_EQ(cr0 | CR0_CD, regs.rbx);
+	EXPECT_EQ(cr0 & 0xffff, regs.rcx & 0xffff);
+	EXPECT_EQ(cr0 & 0xffff, *(uint16_t *)vm_at(&self->vm, GUEST_FREE));
+	EXPECT_EQ(cr0, regs.rdx);
+}
+
 /* A TLB entry does not outlive the write of CR3 that should end it, nor INVLPG. */
 GUEST_CODE64(remap,
 	mov GUEST_FREE, %rbx; mov %rsi, GUEST_PT + GUEST_FREE / 0x1000 * 8; mov %cr3, %rax; mov %rax, %cr3; mov GUEST_FREE, %rcx;

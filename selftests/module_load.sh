@@ -27,6 +27,9 @@ case ${XVM_DEVICE:-/dev/xvm} in *kvm*) skip_all "about xvm itself" ;; esac
 [ "$(id -u)" = 0 ] || skip_all "only root may load modules"
 [ -n "$module" ] || skip_all "no xvm.ko (set XVM_MODULE)"
 
+[ -r /proc/modules ] || skip_all "this kernel has no modules"
+tr '\0' '\n' <"$module" | grep -aq "^vermagic=$(uname -r) " || skip_all "$module is for another kernel"
+
 is_loaded() { grep -q "^$1 " /proc/modules; }
 load() { insmod "$module"; }
 unload() { rmmod xvm; }
@@ -88,7 +91,7 @@ while_open() {
 	sleep 60 <>/dev/xvm &
 	holder=$!
 	# Until the holder has it open.
-	until ls -l /proc/$holder/fd 2>/dev/null | grep -q /dev/xvm; do kill -0 $holder || return 1; done
+	until [ "$(readlink /proc/$holder/fd/0)" = /dev/xvm ]; do kill -0 $holder || return 1; done
 	if rmmod xvm 2>/dev/null; then kill $holder; echo "# unloaded while it was open"; return 1; fi
 	kill $holder
 	wait $holder 2>/dev/null
