@@ -241,7 +241,7 @@ TEST_F(control, clts_and_lmsw)
 }
 
 /* With CR0.CD a hypervisor may hide bits, and must answer for every way to read the register. */
-GUEST_CODE64(caches_off, mov %cr0, %rax; bts $30, %rax; mov %rax, %cr0; mov %cr0, %rbx; smsw %rcx; smswl GUEST_FREE; clts;
+GUEST_CODE64(caches_off, mov %cr0, %rax; bts $30, %rax; mov %rax, %cr0; mov %cr0, %rbx; smsw %rcx; smsw GUEST_FREE; clts;
 	mov %cr0, %rax; btr $30, %rax; mov %rax, %cr0; mov %cr0, %rdx; GUEST_DONE);
 
 TEST_F(control, caches_off)
