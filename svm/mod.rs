@@ -50,6 +50,7 @@ mod window;
 
 use crate::linux::irq::IrqsOff;
 use crate::xvm::ops::Capabilities;
+use crate::xvm::ops::Config;
 use crate::xvm::ops::Delivery;
 use crate::xvm::ops::Offer;
 use crate::xvm::ops::VcpuConfig;
@@ -140,8 +141,8 @@ impl XvmOps for Svm {
         vcpu.set_tpr(tpr);
     }
 
-    fn set_tsc_offset(vcpu: &mut vcpu::Vcpu, offset: u64) {
-        vcpu.set_tsc_offset(offset);
+    fn configure(vcpu: &mut vcpu::Vcpu, config: &Config) {
+        vcpu.configure(config);
     }
 
     #[inline]

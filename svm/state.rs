@@ -15,6 +15,7 @@ use super::vmcb;
 use super::vmcb::Clean;
 use super::vmcb::Save;
 use crate::linux::x86;
+use crate::xvm::ops::Config;
 use crate::xvm::state::seg;
 use crate::xvm::state::CodeContext;
 use crate::xvm::state::DescriptorTable;
@@ -266,10 +267,10 @@ impl Vcpu {
         control.clean = control.clean.with_interrupt(false);
     }
 
-    /// Sets what the guest's TSC adds to the host's.
-    pub(super) fn set_tsc_offset(&mut self, offset: u64) {
+    /// `XvmOps::configure`.
+    pub(super) fn configure(&mut self, config: &Config) {
         let control = &mut self.vmcb_mut().control;
-        control.tsc_offset = offset;
+        control.tsc_offset = config.tsc_offset;
         control.clean = control.clean.with_intercepts(false);
     }
 }

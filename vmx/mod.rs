@@ -46,6 +46,7 @@ mod window;
 
 use crate::linux::irq::IrqsOff;
 use crate::xvm::ops::Capabilities;
+use crate::xvm::ops::Config;
 use crate::xvm::ops::Delivery;
 use crate::xvm::ops::Offer;
 use crate::xvm::ops::VcpuConfig;
@@ -133,8 +134,8 @@ impl XvmOps for Vmx {
         registers::set_tpr(vcpu, tpr);
     }
 
-    fn set_tsc_offset(vcpu: &mut Self::Vcpu, offset: u64) {
-        vcpu.tsc_offset.set(offset);
+    fn configure(vcpu: &mut Self::Vcpu, config: &Config) {
+        vcpu.tsc_offset.set(config.tsc_offset);
     }
 
     fn check_guest_faults(vcpu: &mut Self::Vcpu) -> Delivery {

@@ -63,7 +63,7 @@ impl<V: XvmOps> Vcpu<V> {
         if mailbox.take_timer() {
             lapic.timer_expired(
                 timer::now(),
-                crate::linux::x86::rdtsc().wrapping_add(self.tsc_offset),
+                crate::linux::x86::rdtsc().wrapping_add(self.config.tsc_offset),
             );
             self.timer_stale = true;
         }

@@ -11,6 +11,7 @@
 //! | **Files** | |
 //! | `device`, `vm`, `vcpu` | `/dev/xvm`, a VM, a vCPU: what belongs to it, its ioctls |
 //! | `extension` | `KVM_CHECK_EXTENSION`, and ioctls that are refused |
+//! | `enable_cap` | `KVM_ENABLE_CAP` |
 //! | **Running a guest** | |
 //! | `run`, `run_page` | `KVM_RUN`: the loop around the window; `struct kvm_run` |
 //! | `window` | owning the CPU: interrupts off, guest state loaded |
@@ -43,6 +44,7 @@ mod device;
 mod device_access;
 mod emulate;
 mod emulation;
+mod enable_cap;
 mod events;
 pub(crate) mod exit;
 mod exits;

@@ -65,6 +65,13 @@ pub(crate) struct VcpuConfig {
     pub(crate) root: u64,
 }
 
+/// What the VMM has set up of how a vCPU runs, and can change at any time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// What the guest's RDTSC adds to the host's TSC, modulo 2^64.
+    pub(crate) tsc_offset: u64,
+}
+
 /// What the guest is to get, or tell, as soon as it can take it. Each offer replaces the one before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Offer {
@@ -169,8 +176,8 @@ pub(crate) trait XvmOps: Sized + Send + Sync + 'static {
     /// Sets CR8, 0 to 15.
     fn set_tpr(vcpu: &mut Self::Vcpu, tpr: u8);
 
-    /// Sets what the guest's RDTSC adds to the host's TSC, modulo 2^64.
-    fn set_tsc_offset(vcpu: &mut Self::Vcpu, offset: u64);
+    /// Makes the vCPU run as `config` says from its next entry on. Replaces the configuration before; a new vCPU has the default.
+    fn configure(vcpu: &mut Self::Vcpu, config: &Config);
 
     // --- events ---
 

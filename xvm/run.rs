@@ -28,6 +28,7 @@ use super::XvmOps;
 use crate::linux::task;
 use crate::linux::task::SignalMask;
 use crate::uapi;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
 /// What the last exit to userspace left to be done before the guest goes on.
@@ -264,16 +265,25 @@ impl<V: XvmOps> Vcpu<V> {
                 Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[]))
             }
             Emulated::Failed(error) => Err(error),
-            Emulated::Unknown(code, length) => Ok(self.internal_error(
-                uapi::KVM_INTERNAL_ERROR_EMULATION,
-                &code[..length.min(code.len())],
-            )),
+            Emulated::Unknown(code, length) => {
+                Ok(self.unknown_instruction(&code[..length.min(code.len())]))
+            }
             Emulated::Userspace => {
                 self.pending = Pending::Access;
                 self.exit_access();
                 Ok(Next::Userspace)
             }
         }
+    }
+
+    /// An instruction that the emulator doesn't know. User code must not bring the VM down, unless the VMM asked to be told (api.rst, 7.27).
+    fn unknown_instruction(&mut self, code: &[u8]) -> Next {
+        let told = &self.vm.switches.exit_on_emulation_failure;
+        if V::code_context(&self.arch).cpl != 0 && !told.load(Ordering::Relaxed) {
+            self.events.queue_exception(vectors::INVALID_OPCODE, None);
+            return Next::Guest;
+        }
+        self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, code)
     }
 
     /// HLT without an in-kernel local APIC is the VMM's business.

@@ -12,6 +12,7 @@ use super::kick::Presence;
 use super::memory::Slots;
 use super::memory::Spare;
 use super::msr::Msrs;
+use super::ops::Config;
 use super::ops::VcpuConfig;
 use super::platform::lapic::Lapic;
 use super::platform::mailbox::Mailbox;
@@ -138,8 +139,8 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) cr8: u8,
     /// Tables for the next page that is mapped.
     pub(crate) spare: Spare,
-    /// What the guest's TSC adds to the host's.
-    pub(crate) tsc_offset: u64,
+    /// How the VMM wants it to run, as the vendor was told.
+    pub(crate) config: Config,
     /// The local APIC's timer may be due at another time than the host's timer is set to.
     pub(crate) timer_stale: bool,
     /// The VMM wants to know when the guest can take an interrupt (`kvm_run.request_interrupt_window`).
@@ -186,7 +187,7 @@ impl<V: XvmOps> Vcpu<V> {
             last_cpu: u32::MAX,
             cr8: 0,
             spare: Spare::default(),
-            tsc_offset: 0,
+            config: Config::default(),
             timer_stale: false,
             window_wanted: false,
             signal_mask: None,
@@ -200,13 +201,18 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Sets what the guest's TSC adds to the host's.
     pub(crate) fn set_tsc_offset(&mut self, offset: u64) {
-        self.tsc_offset = offset;
-        V::set_tsc_offset(&mut self.arch, offset);
+        self.config.tsc_offset = offset;
+        self.configure();
+    }
+
+    /// Tells the vendor of a change in `config`.
+    pub(crate) fn configure(&mut self) {
+        V::configure(&mut self.arch, &self.config);
     }
 
     /// The guest's TSC now.
     pub(crate) fn guest_tsc(&self) -> u64 {
-        x86::rdtsc().wrapping_add(self.tsc_offset)
+        x86::rdtsc().wrapping_add(self.config.tsc_offset)
     }
 
     /// Sets CR8, 0 to 15, in the vendor's part alone.

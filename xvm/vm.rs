@@ -2,6 +2,7 @@
 
 //! A VM and its ioctls (api.rst, section 4, "vm ioctl").
 
+use super::enable_cap::Switches;
 use super::extension;
 use super::irqchip::IrqChip;
 use super::kick::Kick;
@@ -46,6 +47,8 @@ pub(crate) struct Vm<V: XvmOps> {
     pub(crate) memory: Arc<Memory<V::Pages>>,
     /// Only kept: it holds a reference to the memory, which its callbacks use, and ends them when it is dropped.
     _notifier: Pin<KBox<mmu_notifier::Registration<Memory<V::Pages>>>>,
+    /// What `KVM_ENABLE_CAP` has turned on.
+    pub(crate) switches: Switches,
     mm: Arc<AddressSpace>,
     kick: Arc<Kick>,
     targets: Arc<Targets>,
@@ -73,6 +76,7 @@ impl<V: XvmOps> Vm<V> {
                 tsc: Tsc::new(),
                 memory,
                 _notifier: notifier,
+                switches: Switches::default(),
                 mm,
                 kick,
                 targets,
@@ -161,6 +165,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
         }
         match cmd {
             uapi::KVM_CHECK_EXTENSION => extension::check(arg),
+            uapi::KVM_ENABLE_CAP => this.enable_cap(arg),
             uapi::KVM_SET_USER_MEMORY_REGION => {
                 let region: uapi::kvm_userspace_memory_region = user::read(arg)?;
                 let (gpa, size) = (region.guest_phys_addr, region.memory_size);

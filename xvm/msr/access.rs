@@ -163,14 +163,14 @@ impl<V: XvmOps> Vcpu<V> {
             (index::TSC, false) => {
                 let change = value.wrapping_sub(self.guest_tsc());
                 self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(change);
-                self.set_tsc_offset(self.tsc_offset.wrapping_add(change));
+                self.set_tsc_offset(self.config.tsc_offset.wrapping_add(change));
             }
             (_, true) => self.msrs.tsc_adjust = value,
             (_, false) => {
                 require(self.cpuid.model().tsc_adjust)?;
                 let change = value.wrapping_sub(self.msrs.tsc_adjust);
                 self.msrs.tsc_adjust = value;
-                self.set_tsc_offset(self.tsc_offset.wrapping_add(change));
+                self.set_tsc_offset(self.config.tsc_offset.wrapping_add(change));
             }
         }
         Ok(Effect::TimerChanged)

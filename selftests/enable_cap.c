@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0
+/* KVM_ENABLE_CAP: what is refused, and what each capability that has no test of its own changes. */
+#include "test.h"
+
+static int enable(int fd, uint32_t capability, uint32_t flags, uint64_t value)
+{
+	struct kvm_enable_cap cap = { .cap = capability, .flags = flags, .args = { value } };
+
+	return try_ioctl(fd, KVM_ENABLE_CAP, &cap);
+}
+
+FIXTURE(enable)
+{
+	struct vm vm;
+	struct vcpu vcpu;
+};
+
+/* An instruction that no emulator knows, on memory of a device. */
+GUEST_CODE64(unknown, nop; nop; aesenc GUEST_MMIO, %xmm0; GUEST_DONE);
+
+FIXTURE_SETUP(enable)
+{
+	guest_start(&self->vm, &self->vcpu, unknown);
+}
+
+FIXTURE_TEARDOWN(enable)
+{
+	vcpu_free(&self->vcpu);
+	vm_free(&self->vm);
+}
+
+TEST_F(enable, refused)
+{
+	int fd = self->vm.fd;
+
+	EXPECT_GT(try_ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_ENABLE_CAP_VM), 0);
+	EXPECT_EQ(-EFAULT, try_ioctl(fd, KVM_ENABLE_CAP, 8));
+	/* Nobody knows it, nothing to be enabled, another architecture's. */
+	EXPECT_EQ(-EINVAL, enable(fd, 0xffffffff, 0, 0));
+	EXPECT_EQ(-EINVAL, enable(fd, KVM_CAP_USER_MEMORY, 0, 1));
+	EXPECT_EQ(-EINVAL, enable(fd, KVM_CAP_S390_IRQCHIP, 0, 0));
+	EXPECT_EQ(-EINVAL, enable(fd, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1, 1));
+	EXPECT_EQ(-EINVAL, enable(fd, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1u << 31, 1));
+	EXPECT_EQ(-EINVAL, enable(fd, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 0, 2));
+	EXPECT_EQ(-EINVAL, enable(fd, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 0, 1ull << 32));
+}
+
+static void enter_user_mode(struct vcpu *vcpu)
+{
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+
+	guest_set_mode(vcpu, MODE_LONG);
+	sregs = vcpu_sregs(vcpu);
+	sregs.cs.selector = SELECTOR_USER_CODE;
+	sregs.cs.dpl = 3;
+	sregs.ss.selector = SELECTOR_USER_DATA;
+	sregs.ss.dpl = 3;
+	vcpu_set_sregs(vcpu, &sregs);
+	regs = vcpu_regs(vcpu);
+	regs.rsp = GUEST_STACK;
+	vcpu_set_regs(vcpu, &regs);
+}
+
+/* User code that does what no emulator can do gets #UD, and the VM lives on; unless the VMM wants to know of it. */
+TEST_F(enable, emulation_failure)
+{
+	volatile struct report *report = guest_report(&self->vm);
+	struct kvm_run *run = self->vcpu.run;
+
+	enter_user_mode(&self->vcpu);
+	EXPECT_EQ(6, vcpu_run_to_port(&self->vcpu, PORT_EXCEPTION));
+	EXPECT_EQ(GUEST_CODE + 2, report->rip);
+
+	ASSERT_EQ(0, enable(self->vm.fd, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 0, 1));
+	enter_user_mode(&self->vcpu);
+	vcpu_run_to(&self->vcpu, KVM_EXIT_INTERNAL_ERROR);
+	EXPECT_EQ(KVM_INTERNAL_ERROR_EMULATION, run->emulation_failure.suberror);
+	EXPECT_EQ(0, memcmp(run->emulation_failure.insn_bytes, vm_at(&self->vm, GUEST_CODE + 2), 8));
+	EXPECT_EQ(GUEST_CODE + 2, vcpu_regs(&self->vcpu).rip);
+
+	ASSERT_EQ(0, enable(self->vm.fd, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 0, 0));
+	enter_user_mode(&self->vcpu);
+	EXPECT_EQ(6, vcpu_run_to_port(&self->vcpu, PORT_EXCEPTION));
+}
+
+XVM_TEST_MAIN

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `KVM_ENABLE_CAP` of a VM (api.rst, 4.37 and section 7): one arm a capability.
+
+use super::vm::Vm;
+use super::XvmOps;
+use crate::linux::user;
+use crate::uapi;
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+
+/// The switches of a VM that `KVM_ENABLE_CAP` turns on and off, at any time. Each is looked at by itself: none orders anything.
+#[derive(Default)]
+pub(crate) struct Switches {
+    /// An instruction that isn't known is the VMM's business in user code as well (7.27).
+    pub(crate) exit_on_emulation_failure: AtomicBool,
+}
+
+impl<V: XvmOps> Vm<V> {
+    /// `KVM_ENABLE_CAP`, of a VM.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`; `EINVAL` for a capability that isn't enabled in this way, flags, or arguments that it doesn't take.
+    pub(crate) fn enable_cap(&self, arg: usize) -> Result<isize> {
+        let asked: uapi::kvm_enable_cap = user::read(arg)?;
+        if asked.flags != 0 {
+            return Err(EINVAL);
+        }
+        let value = asked.args[0];
+        let switches = &self.switches;
+        match asked.cap {
+            uapi::KVM_CAP_EXIT_ON_EMULATION_FAILURE => {
+                set(&switches.exit_on_emulation_failure, value)?;
+            }
+            _ => return Err(EINVAL),
+        }
+        Ok(0)
+    }
+}
+
+/// A switch whose argument is 0 or 1.
+fn set(switch: &AtomicBool, value: u64) -> Result {
+    if value > 1 {
+        return Err(EINVAL);
+    }
+    switch.store(value != 0, Ordering::Relaxed);
+    Ok(())
+}
