@@ -254,7 +254,7 @@ TEST_F(control, caches_off)
 	vcpu_run_to_port(&self->vcpu, PORT_DONE);
 	regs = vcpu_regs(&self->vcpu);
 	EXPECT_EQ(cr0 | CR0_CD, regs.rbx);
-	EXPECT_EQ(cr0 & 0xffff, regs.rcx & 0xffff);
+	EXPECT_EQ(cr0 | CR0_CD, regs.rcx);
 	EXPECT_EQ(cr0 & 0xffff, *(uint16_t *)vm_at(&self->vm, GUEST_FREE));
 	EXPECT_EQ(cr0, regs.rdx);
 }

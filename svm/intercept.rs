@@ -67,8 +67,9 @@ const EXCEPTIONS: u32 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 
 /// Writes of CR4, and of CR8: the virtual APIC must learn of a lower TPR.
 const CR_WRITES: u32 = (1 << 4 | 1 << 8) << 16;
-/// Reads of CR0, while its CD and NW are kept from the CPU.
-const CR0_READ: u32 = 1;
+/// Reads of CR0, and all writes, while its CD and NW are kept from the CPU: to which clearing them is no change, so that the
+/// selective intercept would miss it.
+const CR0_ALL: u32 = 1 | 1 << 16;
 /// Reads of CR4, while the CPU has MCE set in it and the guest has not.
 const CR4_READ: u32 = 1 << 4;
 /// All reads and writes of DR0 to DR15, while the guest's aren't in the CPU.
@@ -101,9 +102,9 @@ impl Control {
         }
     }
 
-    /// Intercepts reads of CR0 and of CR4, or no longer.
-    pub(super) fn intercept_cr_reads(&mut self, cr0: bool, cr4: bool) {
-        set(&mut self.intercept_cr, CR0_READ, cr0);
+    /// Intercepts all accesses to CR0, and reads of CR4, or no longer.
+    pub(super) fn intercept_hidden(&mut self, cr0: bool, cr4: bool) {
+        set(&mut self.intercept_cr, CR0_ALL, cr0);
         set(&mut self.intercept_cr, CR4_READ, cr4);
         self.clean = self.clean.with_intercepts(false);
     }

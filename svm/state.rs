@@ -225,7 +225,7 @@ impl Vcpu {
         let vmcb = self.half_switched_mut();
         vmcb.save.set_system_regs(regs);
         vmcb.control.clean = Clean::NONE;
-        vmcb.control.intercept_cr_reads(
+        vmcb.control.intercept_hidden(
             hidden.cr0_cache != 0,
             hidden.cr4_mce != vmcb.save.cr4 & CR4_MCE,
         );

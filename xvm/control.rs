@@ -30,6 +30,7 @@ mod cr4 {
     pub(super) const PSE: u64 = 1 << 4;
     pub(super) const PAE: u64 = 1 << 5;
     pub(super) const PGE: u64 = 1 << 7;
+    pub(super) const UMIP: u64 = 1 << 11;
     pub(super) const PCIDE: u64 = 1 << 17;
     pub(super) const OSXSAVE: u64 = 1 << 18;
     pub(super) const SMEP: u64 = 1 << 20;
@@ -235,6 +236,19 @@ impl<V: XvmOps> Vcpu<V> {
         regs.cr0 &= !cr0::TS;
         self.set_system_regs(&regs);
         Ok(())
+    }
+
+    /// What SMSW reads at privilege level `cpl`.
+    ///
+    /// # Errors
+    ///
+    /// #GP for user code where CR4.UMIP is set (SDM vol 2, SMSW).
+    pub(crate) fn smsw(&self, cpl: u8) -> Result<u64, Fault> {
+        let regs = V::system_regs(&self.arch);
+        if cpl != 0 && regs.cr4 & cr4::UMIP != 0 {
+            return Err(Fault::GENERAL_PROTECTION);
+        }
+        Ok(regs.cr0)
     }
 
     /// LMSW, with CPL 0: PE, MP, EM and TS, of which PE can't be cleared.

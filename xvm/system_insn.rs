@@ -33,6 +33,11 @@ impl<V: XvmOps> Emulation<'_, V> {
                 Ok(value) => self.privileged(|this| this.vcpu.lmsw(value as u16)),
                 Err(stop) => Err(stop),
             },
+            // SVM intercepts it while CR0 holds what the guest is not to see.
+            (Op::Smsw, [operand, _]) => match self.vcpu.smsw(self.context.cpl) {
+                Ok(cr0) => emulate::store(self, insn, &operand, cr0),
+                Err(fault) => Err(Stop::Fault(fault)),
+            },
             (Op::Wbinvd | Op::Invd, _) => self.privileged(|_| Ok(())),
             // The one of the two that this CPU doesn't have raises #UD; guests that came from the other vendor use it.
             (Op::Vmcall | Op::Vmmcall, _) => {

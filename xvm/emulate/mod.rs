@@ -64,3 +64,4 @@ pub use machine::Segment;
 pub use machine::SegmentName;
 pub use machine::Stop;
 pub use operand::load;
+pub use operand::store;

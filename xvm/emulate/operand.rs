@@ -49,7 +49,7 @@ pub(super) fn load_for_update(
 }
 
 /// Writes an operand: `value` is cut to its size. A register of 4 bytes is zero-extended to 8.
-pub(super) fn store(
+pub fn store(
     machine: &mut impl Machine,
     insn: &Insn,
     operand: &Operand,
