@@ -64,6 +64,7 @@ plain!(
     kvm_userspace_memory_region,
     kvm_userspace_memory_region2,
     kvm_vcpu_events,
+    kvm_x86_mce,
     kvm_xcrs,
     kvm_enable_cap,
 );

@@ -5,6 +5,7 @@
 use super::cpuid;
 use super::extension;
 use super::machine::Machine;
+use super::mce;
 use super::msr;
 use super::vcpu::RUN_PAGES;
 use super::vm::Vm;
@@ -35,6 +36,7 @@ impl<V: XvmOps> Context for Device<V> {
             uapi::KVM_GET_SUPPORTED_CPUID => cpuid::get_supported(&self.machine, arg),
             uapi::KVM_GET_MSR_INDEX_LIST => msr::index_list(arg),
             uapi::KVM_GET_MSR_FEATURE_INDEX_LIST => msr::feature_index_list(arg),
+            uapi::KVM_X86_GET_MCE_CAP_SUPPORTED => mce::get_supported(arg),
             uapi::KVM_GET_MSRS => msr::get_feature_msrs(arg),
             _ => Err(ENOTTY),
         }

@@ -43,6 +43,19 @@ fn class(vector: u8) -> Class {
 }
 
 impl Events {
+    /// Makes room for an exception that the guest's instruction has nothing to do with: what was cut short waits for its turn behind
+    /// it. An exception was a fault, and comes again; so does a software interrupt.
+    pub(crate) fn make_room(&mut self) {
+        match self.injected.take() {
+            Some(Event::Nmi) => self.nmis = self.nmis.saturating_add(1),
+            Some(Event::Interrupt(vector)) if self.interrupt.is_none() => {
+                self.interrupt = Some(vector);
+            }
+            // Of two interrupts that were acknowledged one is lost: there is but one place for them.
+            _ => {}
+        }
+    }
+
     /// Queues an exception that the guest's instruction raised, or that came up while `injected` was delivered.
     ///
     /// An interrupt whose delivery faulted gives way to the fault, as in hardware.

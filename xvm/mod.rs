@@ -26,6 +26,7 @@
 //! | **State for the VMM**, each file some of a vCPU's ioctls | |
 //! | `regs`, `sregs`, `debugregs`, `fpu` | registers |
 //! | `cpuid`, `msr` | CPUID, model-specific registers |
+//! | `mce` | machine-check registers, errors that the VMM reports |
 //! | `lapic_state`, `mp_state`, `vcpu_events` | local APIC, running or waiting, pending events |
 //! | `translate`, `tsc` | address translation, the time-stamp counter |
 //! | **A VM's parts** | |
@@ -56,6 +57,7 @@ mod kernel_devices;
 mod kick;
 mod lapic_state;
 mod machine;
+mod mce;
 pub(crate) mod memory;
 mod mp_state;
 mod msr;

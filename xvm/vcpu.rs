@@ -9,6 +9,7 @@ use super::cpuid::GuestCpuid;
 use super::events::Events;
 use super::extension;
 use super::kick::Presence;
+use super::mce::Mce;
 use super::memory::Slots;
 use super::memory::Spare;
 use super::msr::Msrs;
@@ -119,6 +120,8 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) cpuid: GuestCpuid,
     /// MSRs that neither the vendor nor the local APIC has.
     pub(crate) msrs: Msrs,
+    /// Machine-check registers.
+    pub(crate) mce: KBox<Mce>,
     /// Whether it runs.
     pub(crate) mp_state: MpState,
     /// Page of a start-up IPI that the VMM restores (`KVM_MP_STATE_SIPI_RECEIVED`).
@@ -177,6 +180,7 @@ impl<V: XvmOps> Vcpu<V> {
             events: Events::default(),
             cpuid: GuestCpuid::new(),
             msrs: Msrs::new(bootstrap),
+            mce: KBox::new(Mce::new(), GFP_KERNEL_ACCOUNT)?,
             mp_state,
             sipi_vector: 0,
             pending: Pending::None,
@@ -324,6 +328,8 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
             uapi::KVM_SET_DEBUGREGS => vcpu.set_debugregs(arg),
             uapi::KVM_GET_TSC_KHZ => Ok(x86::tsc_khz() as isize),
             uapi::KVM_SET_TSC_KHZ => vcpu.set_tsc_khz(arg),
+            uapi::KVM_X86_SETUP_MCE => vcpu.setup_mce(arg),
+            uapi::KVM_X86_SET_MCE => vcpu.set_mce(arg),
             uapi::KVM_INTERRUPT => vcpu.queue_interrupt(arg),
             uapi::KVM_NMI => vcpu.queue_nmi(),
             uapi::KVM_TRANSLATE => vcpu.translate(arg),

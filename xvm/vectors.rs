@@ -12,3 +12,5 @@ pub const STACK_FAULT: u8 = 12;
 pub const GENERAL_PROTECTION: u8 = 13;
 /// #PF, page fault.
 pub const PAGE_FAULT: u8 = 14;
+/// #MC, machine check; no error code.
+pub const MACHINE_CHECK: u8 = 18;

@@ -11,6 +11,7 @@ use super::index;
 use super::MISC_ENABLE_UNAVAILABLE;
 use crate::linux::timer;
 use crate::linux::x86;
+use crate::xvm::mce::Mce;
 use crate::xvm::platform::lapic::Effect;
 use crate::xvm::platform::Gp;
 use crate::xvm::vcpu::Vcpu;
@@ -24,8 +25,11 @@ const CPUID_FAULTING: u64 = 1 << 31;
 
 /// HWCR: McStatusWrEn and TscFreqSel can be set; TlbCacheDis, IgnneDis and SmmBaseLock… that BIOSes set (bits 3, 6,
 /// 8) are ignored.
-const HWCR_STORED: u64 = 1 << 18 | 1 << 24;
+const HWCR_STORED: u64 = STATUS_WRITABLE | 1 << 24;
 const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
+
+/// HWCR.McStatusWrEn: machine-check status can be written.
+const STATUS_WRITABLE: u64 = 1 << 18;
 
 /// DE_CFG.LFENCE_SERIALIZE.
 pub(super) const LFENCE_SERIALIZE: u64 = 1 << 1;
@@ -90,9 +94,6 @@ impl<V: XvmOps> Vcpu<V> {
         match msr {
             index::MISC_ENABLE => Ok(msrs.misc_enable),
             index::TSC_ADJUST if host || model.tsc_adjust => Ok(msrs.tsc_adjust),
-            // No banks of machine-check registers.
-            index::MCG_CAP => Ok(0),
-            index::MCG_STATUS => Ok(msrs.mcg_status),
             index::BIOS_SIGN_ID => Ok(msrs.microcode),
             index::PLATFORM_INFO => Ok(msrs.platform_info),
             index::FEATURE_CONTROL => Ok(msrs.feature_control),
@@ -101,6 +102,7 @@ impl<V: XvmOps> Vcpu<V> {
             }
             index::HWCR => Ok(msrs.hwcr),
             index::DE_CFG => Ok(msrs.de_cfg),
+            _ if Mce::has(msr) => self.mce.read(msr, host),
             _ => msrs
                 .mtrrs
                 .read(msr)
@@ -193,9 +195,6 @@ impl<V: XvmOps> Vcpu<V> {
                 require(host || changed & MISC_ENABLE_UNAVAILABLE == 0)?;
                 msrs.misc_enable = value | MISC_ENABLE_UNAVAILABLE;
             }
-            // Read-only, with no banks; a VMM that saved it restores it.
-            index::MCG_CAP => require(host && value == 0)?,
-            index::MCG_STATUS => msrs.mcg_status = value & 0xf,
             // Before it reads the number a guest writes zero.
             index::BIOS_SIGN_ID if !host => {}
             index::BIOS_SIGN_ID => msrs.microcode = value,
@@ -218,6 +217,10 @@ impl<V: XvmOps> Vcpu<V> {
             index::DE_CFG => {
                 require(value & !super::list::de_cfg() == 0)?;
                 msrs.de_cfg = value;
+            }
+            _ if Mce::has(msr) => {
+                let status_writable = self.cpuid.is_amd() && msrs.hwcr & STATUS_WRITABLE != 0;
+                self.mce.write(msr, value, host, status_writable)?;
             }
             _ => {
                 let beyond = self.cpuid.model().beyond_physical();

@@ -18,6 +18,9 @@ use Write::Refused;
 
 /// Number, value, and what a write does.
 const CONSTANT: &[(u32, u64, Write)] = &[
+    // Machine checks of the first CPU that had them.
+    (index::P5_MC_ADDR, 0, Refused),
+    (index::P5_MC_TYPE, 0, Refused),
     // Linux's microcode loader reads which platform of a model it is on.
     (index::PLATFORM_ID, 0, Refused),
     // Starts a microcode update: the host's business.

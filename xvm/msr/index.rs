@@ -2,6 +2,9 @@
 
 //! Numbers of MSRs (SDM vol 4, chapter 2; APM vol 2, appendix A).
 
+/// Machine-check addresses and types of the P5: read as 0.
+pub(super) const P5_MC_ADDR: u32 = 0;
+pub(super) const P5_MC_TYPE: u32 = 1;
 pub(super) const TSC: u32 = 0x10;
 pub(super) const PLATFORM_ID: u32 = 0x17;
 pub(super) const APIC_BASE: u32 = 0x1b;
@@ -18,8 +21,8 @@ pub(super) const ARCH_CAPABILITIES: u32 = 0x10a;
 pub(super) const SYSENTER_CS: u32 = 0x174;
 pub(super) const SYSENTER_ESP: u32 = 0x175;
 pub(super) const SYSENTER_EIP: u32 = 0x176;
-pub(super) const MCG_CAP: u32 = 0x179;
 pub(super) const MCG_STATUS: u32 = 0x17a;
+pub(super) const MCG_CTL: u32 = 0x17b;
 pub(super) const PERF_STATUS: u32 = 0x198;
 pub(super) const MISC_ENABLE: u32 = 0x1a0;
 pub(super) const DEBUGCTL: u32 = 0x1d9;

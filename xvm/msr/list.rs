@@ -32,6 +32,7 @@ const STATE: &[u32] = &[
     index::TSC_DEADLINE,
     index::MISC_ENABLE,
     index::MCG_STATUS,
+    index::MCG_CTL,
     index::BIOS_SIGN_ID,
     index::PLATFORM_INFO,
     index::FEATURE_CONTROL,

@@ -40,7 +40,6 @@ pub(crate) struct Msrs {
     apic_base: u64,
     misc_enable: u64,
     tsc_adjust: u64,
-    mcg_status: u64,
     /// IA32_BIOS_SIGN_ID, on AMD PATCH_LEVEL.
     microcode: u64,
     platform_info: u64,
@@ -58,7 +57,6 @@ impl Msrs {
             apic_base: apic_base::after_reset(bootstrap),
             misc_enable: MISC_ENABLE_UNAVAILABLE,
             tsc_adjust: 0,
-            mcg_status: 0,
             microcode: list::microcode(),
             platform_info: 0,
             feature_control: access::FEATURE_CONTROL_LOCKED,
