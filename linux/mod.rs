@@ -19,6 +19,7 @@
 //! | `timer` | high-resolution timers that guests reprogram |
 //! | `user` | user memory of the VMM |
 //! | `wait` | sleeping until woken from any context |
+//! | `words` | large arrays of words that any thread may change |
 //! | `x86` | CPU instructions and host CPU state |
 //! | `ffi` | declarations of `helpers.c` |
 
@@ -38,4 +39,5 @@ pub(crate) mod task;
 pub(crate) mod timer;
 pub(crate) mod user;
 pub(crate) mod wait;
+pub(crate) mod words;
 pub(crate) mod x86;

@@ -5,8 +5,10 @@
 use super::ffi;
 use core::mem::size_of;
 use core::mem::MaybeUninit;
+use kernel::alloc::flags::__GFP_NOWARN;
 use kernel::bindings;
 use kernel::prelude::*;
+use kernel::transmute::AsBytes;
 use kernel::uaccess::UserPtr;
 use kernel::uaccess::UserSlice;
 
@@ -116,6 +118,26 @@ pub(crate) fn read_word_nofault(address: usize) -> Result<u64> {
         0 => Ok(word),
         _ => Err(EFAULT),
     }
+}
+
+/// Writes words at user address `address`. May sleep.
+///
+/// # Errors
+///
+/// `EFAULT`.
+pub(crate) fn write_words(address: usize, words: &[u64]) -> Result {
+    write_bytes(address, AsBytes::as_bytes(words))
+}
+
+/// Reads `count` words at user address `address` into memory charged to the caller. May sleep.
+///
+/// # Errors
+///
+/// `EFAULT`, `ENOMEM`. The caller has limited `count`.
+pub(crate) fn read_words(address: usize, count: usize) -> Result<KVVec<u64>> {
+    let mut words = KVVec::from_elem(0, count, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+    read_bytes(address, AsBytes::as_bytes_mut(words.as_mut_slice()))?;
+    Ok(words)
 }
 
 /// Reads an array of `count` values at user address `address` into memory charged to the caller. May sleep.

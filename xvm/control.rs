@@ -108,7 +108,7 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when a present one has reserved bits set; as [`super::memory::Slots::read`] when they aren't in memory.
+    /// `EINVAL` when a present one has reserved bits set; as [`super::memory::View::read`] when they aren't in memory.
     pub(crate) fn read_pdptes(&mut self, cr3: u64) -> Result<[u64; 4]> {
         let mut bytes = [0; 32];
         self.current_slots().read(cr3 & 0xffff_ffe0, &mut bytes)?;

@@ -34,6 +34,7 @@ impl<V: XvmOps> Vm<V> {
             uapi::KVM_CAP_EXIT_ON_EMULATION_FAILURE => {
                 set(&switches.exit_on_emulation_failure, value)?;
             }
+            uapi::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => self.memory.set_log_options(value)?,
             _ => return Err(EINVAL),
         }
         Ok(0)

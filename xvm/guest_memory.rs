@@ -9,7 +9,7 @@ use super::emulate::walk::Paging;
 use super::emulate::walk::TableAccess;
 use super::emulate::CodeSize;
 use super::emulate::Insn;
-use super::memory::Slots;
+use super::memory::View;
 use super::state::CodeContext;
 use super::vcpu::Vcpu;
 use super::XvmOps;
@@ -24,7 +24,7 @@ const VIRTUAL_8086: u64 = 1 << 17;
 /// RFLAGS.AC.
 pub(crate) const ALIGNMENT_CHECK: u64 = 1 << 18;
 
-impl Slots {
+impl View {
     /// The bytes of an instruction that is inside of one page, with a byte after it, if they are present.
     fn read_insn_nofault(&self, gpa: u64) -> Option<[u8; INSN_MAX]> {
         let region = self.by_gpa(gpa)?;
@@ -39,7 +39,7 @@ impl Slots {
 }
 
 /// Paging structures in guest memory; may sleep.
-pub(crate) struct Sleeping<'a>(pub(crate) &'a Slots);
+pub(crate) struct Sleeping<'a>(pub(crate) &'a View);
 
 impl TableAccess for Sleeping<'_> {
     type Error = Error;
@@ -61,7 +61,7 @@ impl TableAccess for Sleeping<'_> {
 }
 
 /// Paging structures in guest memory, only read, and only what is present: for use inside the window.
-struct Present<'a>(&'a Slots);
+struct Present<'a>(&'a View);
 
 impl TableAccess for Present<'_> {
     type Error = Error;
@@ -133,7 +133,7 @@ fn plain_length(bytes: &[u8; INSN_MAX]) -> Option<u8> {
 
 /// Where 64-bit code is in guest-physical memory, if four-level tables that are present, accessed, and free of anything
 /// unusual say that it may be executed: the common case of [`walk::inspect`], which has the last word on all others.
-fn plain_code_page(slots: &Slots, context: &CodeContext, linear: u64) -> Option<u64> {
+fn plain_code_page(slots: &View, context: &CodeContext, linear: u64) -> Option<u64> {
     const PRESENT_ACCESSED: u64 = 1 << 0 | 1 << 5;
     const USER: u64 = 1 << 2;
     const LARGE: u64 = 1 << 7;

@@ -125,7 +125,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Handles an exit outside of the window.
     fn handle(&mut self, exit: Exit) -> Result<Next> {
-        self.refresh_slots();
+        self.slots.refresh();
         match exit {
             Exit::Memory(fault) => self.memory_fault(&fault),
             Exit::Port(access) if !access.string => self.port(&access),
@@ -159,7 +159,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     fn memory_fault(&mut self, fault: &MemoryFault) -> Result<Next> {
         let (memory, slots, spare) = (&self.vm.memory, &self.slots, &mut self.spare);
-        match memory.fill(slots, self.generation, fault.gpa, fault.write, spare)? {
+        match memory.fill(slots, fault.gpa, fault.write, spare)? {
             Filled::Done => Ok(Next::Guest),
             Filled::Device if fault.fetch => {
                 Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[]))
@@ -409,10 +409,6 @@ impl<V: XvmOps> Vcpu<V> {
             }
             Err(error) => Err(error),
         }
-    }
-
-    fn refresh_slots(&mut self) {
-        self.current_slots();
     }
 
     /// Whether the VMM may queue an interrupt now.

@@ -10,8 +10,8 @@ use super::events::Events;
 use super::extension;
 use super::kick::Presence;
 use super::mce::Mce;
-use super::memory::Slots;
 use super::memory::Spare;
+use super::memory::View;
 use super::msr::Msrs;
 use super::ops::Config;
 use super::ops::VcpuConfig;
@@ -130,10 +130,8 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) pending: Pending,
     /// Accesses of the instruction under emulation that are already done.
     pub(crate) replay: Replay,
-    /// The VM's slots, and their generation.
-    pub(crate) slots: Arc<Slots>,
-    /// See `slots`.
-    pub(crate) generation: u64,
+    /// The VM's memory slots.
+    pub(crate) slots: View,
     /// The last of `Memory::flushes` that this vCPU flushed its TLB for.
     pub(crate) flushed: u64,
     /// The CPU that it ran on last.
@@ -154,7 +152,7 @@ pub(crate) struct Vcpu<V: XvmOps> {
 
 impl<V: XvmOps> Vcpu<V> {
     fn new(vm: Arc<Vm<V>>, shared: Arc<Timed<Shared>>, pages: Arc<RunPages>) -> Result<Self> {
-        let (slots, generation) = vm.memory.slots();
+        let slots = vm.memory.view();
         let config = VcpuConfig {
             root: vm.memory.root(),
         };
@@ -186,7 +184,6 @@ impl<V: XvmOps> Vcpu<V> {
             pending: Pending::None,
             replay: Replay::default(),
             slots,
-            generation,
             flushed: 0,
             last_cpu: u32::MAX,
             cr8: 0,
@@ -232,10 +229,8 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// The VM's slots as they are now.
     #[inline]
-    pub(crate) fn current_slots(&mut self) -> &Slots {
-        if self.generation != self.vm.memory.generation() {
-            (self.slots, self.generation) = self.vm.memory.slots();
-        }
+    pub(crate) fn current_slots(&mut self) -> &View {
+        self.slots.refresh();
         &self.slots
     }
 }

@@ -131,6 +131,21 @@ impl<V: XvmOps> Vm<V> {
         Ok(0)
     }
 
+    /// `KVM_GET_DIRTY_LOG`: `struct kvm_dirty_log` is the slot with padding, and an address.
+    fn get_dirty_log(&self, arg: usize) -> Result<isize> {
+        let [slot, to]: [u64; 2] = user::read(arg)?;
+        self.memory.get_dirty_log(slot as u32, to as usize)?;
+        Ok(0)
+    }
+
+    /// `KVM_CLEAR_DIRTY_LOG`: `struct kvm_clear_dirty_log` is the slot and the number of pages, the first page, and an address.
+    fn clear_dirty_log(&self, arg: usize) -> Result<isize> {
+        let [slot, first, from]: [u64; 3] = user::read(arg)?;
+        self.memory
+            .clear_dirty_log(slot as u32, first, (slot >> 32) as u32, from as usize)?;
+        Ok(0)
+    }
+
     fn create_vcpu(this: ArcBorrow<'_, Self>, id: usize) -> Result<isize> {
         let id = u32::try_from(id).map_err(|_| EINVAL)?;
         if id >= extension::MAX_VCPU_ID {
@@ -176,6 +191,8 @@ impl<V: XvmOps> AnonFile for Vm<V> {
                 let (gpa, size) = (region.guest_phys_addr, region.memory_size);
                 this.set_region(region.slot, region.flags, gpa, size, region.userspace_addr)
             }
+            uapi::KVM_GET_DIRTY_LOG => this.get_dirty_log(arg),
+            uapi::KVM_CLEAR_DIRTY_LOG => this.clear_dirty_log(arg),
             uapi::KVM_CREATE_VCPU => Self::create_vcpu(this, arg),
             uapi::KVM_SET_TSS_ADDR => this.set_tss_address(arg),
             uapi::KVM_SET_IDENTITY_MAP_ADDR => this.set_identity_map_address(arg),

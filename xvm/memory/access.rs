@@ -1,30 +1,86 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reading and writing guest memory on the guest's behalf, through the VMM's addresses.
+//! A vCPU's view of its VM's memory: finding slots, and reading and writing guest memory on the guest's behalf, through
+//! the VMM's addresses.
 
+use super::slots::Current;
+use super::Region;
 use super::Slots;
 use crate::linux::user;
+use core::sync::atomic::fence;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
-impl Slots {
-    /// Splits `length` bytes at `gpa` at page borders and calls `each` with a user address, the page's slot being writable or not,
-    /// and the part of the bytes.
+/// The slots as a vCPU knows them. They may be out of date until [`View::refresh`].
+pub(crate) struct View {
+    current: Arc<Current>,
+    slots: Arc<Slots>,
+}
+
+impl View {
+    pub(super) fn new(current: Arc<Current>) -> Self {
+        Self {
+            slots: current.get(),
+            current,
+        }
+    }
+
+    /// Looks whether the slots have changed.
+    #[inline]
+    pub(crate) fn refresh(&mut self) {
+        if !self.is_current() {
+            self.slots = self.current.get();
+        }
+    }
+
+    /// Whether these are the VM's slots now.
+    #[inline]
+    pub(super) fn is_current(&self) -> bool {
+        self.slots.generation() == self.current.generation()
+    }
+
+    /// The slot that guest-physical `gpa` is in.
+    #[inline]
+    pub(crate) fn by_gpa(&self, gpa: u64) -> Option<&Region> {
+        self.slots.by_gpa(gpa)
+    }
+
+    /// The page at `gpa` in `region` is being written to: if that is to be logged, it is. Does not sleep.
+    pub(super) fn log(&self, region: &Region, gpa: u64) {
+        if let Some(dirty) = &region.dirty {
+            dirty.mark(region.page_of(gpa));
+        }
+    }
+
+    /// The kernel has written to the page at `gpa` in `region` for the guest.
+    fn wrote(&self, region: &Region, gpa: u64) {
+        // The write comes before the mark, so that who takes the mark finds the write.
+        fence(Ordering::SeqCst);
+        self.log(region, gpa);
+        if !self.is_current() {
+            // Logging may have begun since these slots were looked up. If it begins after this, the write was before it.
+            let slots = self.current.get();
+            if let Some(region) = slots.by_gpa(gpa) {
+                self.log(region, gpa);
+            }
+        }
+    }
+
+    /// Splits `length` bytes at `gpa` at page borders and calls `each` with the page's slot, an address in it, and the part of
+    /// the bytes.
     fn pieces(
         &self,
         gpa: u64,
         length: usize,
-        mut each: impl FnMut(usize, bool, core::ops::Range<usize>) -> Result,
+        mut each: impl FnMut(&Region, u64, core::ops::Range<usize>) -> Result,
     ) -> Result {
         let mut done = 0;
         while done < length {
             let at = gpa.wrapping_add(done as u64);
             let part = (length - done).min(4096 - (at % 4096) as usize);
             let region = self.by_gpa(at).ok_or(ENXIO)?;
-            each(
-                region.user_address(at),
-                !region.read_only,
-                done..done + part,
-            )?;
+            each(region, at, done..done + part)?;
             done += part;
         }
         Ok(())
@@ -36,8 +92,8 @@ impl Slots {
     ///
     /// `ENXIO` where there is no memory, `EFAULT` where the VMM has nothing mapped.
     pub(crate) fn read(&self, gpa: u64, to: &mut [u8]) -> Result {
-        self.pieces(gpa, to.len(), |address, _, part| {
-            user::read_bytes(address, &mut to[part])
+        self.pieces(gpa, to.len(), |region, at, part| {
+            user::read_bytes(region.user_address(at), &mut to[part])
         })
     }
 
@@ -45,11 +101,11 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// As [`Slots::read`], and `EFAULT` for what isn't present.
+    /// As [`View::read`], and `EFAULT` for what isn't present.
     #[inline]
     pub(crate) fn read_nofault(&self, gpa: u64, to: &mut [u8]) -> Result {
-        self.pieces(gpa, to.len(), |address, _, part| {
-            user::read_nofault(address, &mut to[part])
+        self.pieces(gpa, to.len(), |region, at, part| {
+            user::read_nofault(region.user_address(at), &mut to[part])
         })
     }
 
@@ -57,7 +113,7 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// As [`Slots::read_nofault`].
+    /// As [`View::read_nofault`].
     #[inline]
     pub(crate) fn read_word_nofault(&self, gpa: u64) -> Result<u64> {
         let region = self.by_gpa(gpa).ok_or(ENXIO)?;
@@ -70,11 +126,14 @@ impl Slots {
     ///
     /// `ENXIO` where there is no memory or it is read-only (then bytes before it may have been written), `EFAULT` where the VMM has nothing mapped.
     pub(crate) fn write(&self, gpa: u64, from: &[u8]) -> Result {
-        self.pieces(gpa, from.len(), |address, writable, part| {
-            if !writable {
+        self.pieces(gpa, from.len(), |region, at, part| {
+            if region.read_only {
                 return Err(ENXIO);
             }
-            user::write_bytes(address, &from[part])
+            let result = user::write_bytes(region.user_address(at), &from[part]);
+            // A copy that failed may have written something.
+            self.wrote(region, at);
+            result
         })
     }
 
@@ -82,7 +141,7 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// As [`Slots::write`].
+    /// As [`View::write`].
     pub(crate) fn compare_exchange(
         &self,
         gpa: u64,
@@ -94,6 +153,10 @@ impl Slots {
         if region.read_only {
             return Err(ENXIO);
         }
-        user::compare_exchange(region.user_address(gpa), size, old, new)
+        let done = user::compare_exchange(region.user_address(gpa), size, old, new)?;
+        if done {
+            self.wrote(region, gpa);
+        }
+        Ok(done)
     }
 }

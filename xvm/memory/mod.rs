@@ -2,21 +2,31 @@
 
 //! Guest-physical memory.
 //!
-//! - [`slots`]: which guest-physical range is which range of the VMM's addresses;
+//! - [`region`]: one slot: which guest-physical range is which range of the VMM's addresses;
+//! - [`slots`], [`tree`]: all slots of a VM, and the ordered set that they are kept in;
 //! - [`tables`]: the second-level page tables that make it so in the CPU;
 //! - [`format`]: how entries of those look, by vendor;
-//! - [`space`]: a VM's memory: slots, tables, the MMU notifier, and the faults that fill the tables;
-//! - [`access`]: reading and writing guest memory for the guest, through the VMM's addresses.
+//! - [`space`]: a VM's memory: slots, tables and the MMU notifier;
+//! - [`fault`]: the faults that fill the tables;
+//! - [`bitmap`], [`dirty_log`]: which pages were written to;
+//! - [`access`]: a vCPU's view: reading and writing guest memory for the guest, through the VMM's addresses.
 
 mod access;
+mod bitmap;
+mod dirty_log;
+mod fault;
 mod format;
+mod region;
 mod slots;
 mod space;
 mod tables;
+mod tree;
 
+pub(crate) use access::View;
+pub(crate) use bitmap::Bitmap;
+pub(crate) use fault::Filled;
 pub(crate) use format::PageFormat;
-pub(crate) use slots::Region;
+pub(crate) use region::Region;
 pub(crate) use slots::Slots;
-pub(crate) use space::Filled;
 pub(crate) use space::Memory;
 pub(crate) use tables::Spare;

@@ -66,6 +66,13 @@ pub(crate) struct Mapping {
     pub(crate) large: bool,
 }
 
+/// What TLBs may still hold after a page was mapped: they are to be flushed, and only then may this, a table that was
+/// replaced, go.
+#[must_use]
+pub(crate) struct Stale {
+    _replaced: Option<Table>,
+}
+
 /// The tables.
 pub(crate) struct Tables<F: PageFormat> {
     root: Table,
@@ -90,11 +97,10 @@ impl<F: PageFormat> Tables<F> {
         self.root.phys()
     }
 
-    /// Maps a page; an entry that maps one of the same size already is replaced. Returns a table that a larger page took the place of,
-    /// which must live until every TLB is flushed.
+    /// Maps a page; an entry that maps one of the same size already is replaced, unless that allows more.
     ///
     /// Addresses beyond four levels are left alone.
-    pub(crate) fn map(&mut self, mapping: &Mapping, spare: &mut Spare) -> Option<Table> {
+    pub(crate) fn map(&mut self, mapping: &Mapping, spare: &mut Spare) -> Option<Stale> {
         if mapping.gpa >= END {
             return None;
         }
@@ -106,22 +112,69 @@ impl<F: PageFormat> Tables<F> {
         if mapping.large {
             entry |= F::LARGE;
         }
+        let mut stale = None;
         let mut view = self.root.view();
         for level in (leaf_level + 1..=ROOT_LEVEL).rev() {
             let at = index(mapping.gpa, level);
             if !view.owns(at) {
-                if view.get(at) & F::PRESENT != 0 {
-                    // A larger page is here, which is always writable: another vCPU was faster.
+                let larger = view.get(at);
+                if larger & F::WRITABLE != 0 {
+                    // Another vCPU was faster, and mapped all around it.
                     return None;
                 }
-                view.adopt(at, spare.take()?, F::TABLE);
+                let mut table = spare.take()?;
+                if larger & F::PRESENT != 0 {
+                    Self::split(&mut table, larger);
+                    stale = Some(Stale { _replaced: None });
+                }
+                view.adopt(at, table, F::TABLE);
             }
             view = view.child(at)?;
         }
         let at = index(mapping.gpa, leaf_level);
-        let replaced = view.detach(at);
+        if let Some(replaced) = view.detach(at) {
+            stale = Some(Stale {
+                _replaced: Some(replaced),
+            });
+        } else if view.get(at) & F::WRITABLE != 0 && !mapping.writable {
+            return stale;
+        }
         view.set_leaf(at, entry);
-        replaced
+        stale
+    }
+
+    /// Fills an empty table with what a page of 2 MiB maps, of which `large` is the entry.
+    fn split(table: &mut Table, large: u64) {
+        let mut view = table.view();
+        for at in 0..ENTRIES {
+            view.set_leaf(at, (large & !F::LARGE) + ((at as u64) << 12));
+        }
+    }
+
+    /// Takes the right to write to `range` away. Whether there was any.
+    pub(crate) fn protect(&mut self, range: &Range<u64>) -> bool {
+        let mut any = false;
+        Self::visit(self.root.view(), ROOT_LEVEL, 0, range, &mut |view, at| {
+            let entry = view.get(at);
+            if entry & F::WRITABLE != 0 {
+                view.set_leaf(at, entry & !F::WRITABLE);
+                any = true;
+            }
+        });
+        any
+    }
+
+    /// The same for pages larger than 4 KiB alone.
+    pub(crate) fn protect_large(&mut self, range: &Range<u64>) -> bool {
+        let mut any = false;
+        Self::visit(self.root.view(), ROOT_LEVEL, 0, range, &mut |view, at| {
+            let entry = view.get(at);
+            if entry & F::LARGE != 0 && entry & F::WRITABLE != 0 {
+                view.set_leaf(at, entry & !F::WRITABLE);
+                any = true;
+            }
+        });
+        any
     }
 
     /// Takes all mappings of `range` away, whole pages of whatever size touch it. Whether there was any.

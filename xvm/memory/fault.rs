@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Faults of the guest on its memory: the second-level tables are filled with what the VMM has mapped.
+
+use super::access::View;
+use super::tables::Mapping;
+use super::tables::Spare;
+use super::Memory;
+use super::PageFormat;
+use super::Region;
+use crate::linux::gup;
+use crate::linux::gup::UserPage;
+use crate::linux::task;
+use crate::linux::x86;
+use crate::module_parameters;
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
+
+const PAGE_2M: u64 = 2 << 20;
+
+/// What became of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filled {
+    /// The guest can go on (or fault again, if something changed meanwhile).
+    Done,
+    /// There is no memory, or it is read-only and the access a write: a device's business.
+    Device,
+}
+
+impl<F: PageFormat> Memory<F> {
+    /// Makes guest-physical `gpa` accessible to the guest, by the slots in `view`, with tables from `spare`. In the VMM's
+    /// process. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when the VMM has nothing mapped there, `EHWPOISON`, `EINTR`, `ENOMEM`.
+    pub(crate) fn fill(
+        &self,
+        view: &View,
+        gpa: u64,
+        write: bool,
+        spare: &mut Spare,
+    ) -> Result<Filled> {
+        let Some(region) = view.by_gpa(gpa) else {
+            return Ok(Filled::Device);
+        };
+        if write && region.read_only {
+            return Ok(Filled::Device);
+        }
+        spare.fill()?;
+        let sequence = self.guarded.lock().sequence;
+        let user = region.user_address(gpa & !0xfff);
+        let page = UserPage::fault_in(user, write)?;
+        let mapping = Self::large(region, gpa, &page).unwrap_or(Mapping {
+            gpa: gpa & !0xfff,
+            phys: page.phys(),
+            // A page whose writes are logged is writable from the first write to the next harvest.
+            writable: page.writable && !region.read_only && (write || !region.logged),
+            large: false,
+        });
+        if mapping.writable {
+            page.set_dirty();
+        }
+        let flush = {
+            let mut guarded = self.guarded.lock();
+            let (size, start) = match mapping.large {
+                true => (PAGE_2M as usize, region.user_address(mapping.gpa)),
+                false => (PAGE_SIZE, user),
+            };
+            let touched =
+                guarded.invalid.start < start.saturating_add(size) && start < guarded.invalid.end;
+            let busy = guarded.invalidations != 0 && touched;
+            if busy || guarded.sequence != sequence || !view.is_current() {
+                drop(guarded);
+                task::cond_resched();
+                return Ok(Filled::Done);
+            }
+            if mapping.writable {
+                view.log(region, gpa);
+            }
+            guarded.tables.map(&mapping, spare)
+        };
+        if flush.is_some() {
+            self.flush();
+        }
+        Ok(Filled::Done)
+    }
+
+    /// A mapping of 2 MiB, where slot and memory allow it, and writes aren't logged by pages. CPUs that may hang when a page's
+    /// size changes while they execute from it (ITLB_MULTIHIT, CVE-2018-12207) get none.
+    fn large(region: &Region, gpa: u64, page: &UserPage) -> Option<Mapping> {
+        let start = gpa & !(PAGE_2M - 1);
+        let user = region.user_address(start);
+        let inside = start >= region.gpa && start + PAGE_2M <= region.range().end;
+        if !inside
+            || region.read_only
+            || region.logged
+            || !*module_parameters::large_pages.value_ref()
+            || x86::itlb_multihit()
+            || user as u64 % PAGE_2M != 0
+            || !page.in_large_folio()
+        {
+            return None;
+        }
+        Some(Mapping {
+            gpa: start,
+            phys: gup::huge_page(user)?,
+            writable: true,
+            large: true,
+        })
+    }
+}

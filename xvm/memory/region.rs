@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One memory slot: a range of guest-physical addresses that is a range of the VMM's addresses.
+
+use super::Bitmap;
+use crate::linux::user;
+use crate::uapi;
+use core::ops::Range;
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// Number of slots a VM may have (`KVM_CAP_NR_MEMSLOTS`).
+pub(crate) const SLOT_LIMIT: u32 = 32764;
+
+/// The most pages a slot may have: fewer than 2^31, as in KVM, so that a dirty bitmap's bits have numbers of 31 bits.
+const PAGES_LIMIT: u64 = 1 << 31;
+
+/// Second-level tables of four levels reach 48 bits.
+const GPA_LIMIT: u64 = 1 << 48;
+
+/// What `KVM_SET_USER_MEMORY_REGION` asks for, checked for what can be checked without the other slots, and the log of
+/// writes that a slot has.
+#[derive(Clone)]
+pub(crate) struct Region {
+    /// The slot's number, below [`SLOT_LIMIT`].
+    pub(crate) id: u32,
+    /// First guest-physical address, page aligned.
+    pub(crate) gpa: u64,
+    /// Bytes, page aligned.
+    pub(crate) size: u64,
+    /// First user address, page aligned.
+    pub(crate) user: u64,
+    /// The guest can't write to it.
+    pub(crate) read_only: bool,
+    /// Writes are logged (`KVM_MEM_LOG_DIRTY_PAGES`).
+    pub(crate) logged: bool,
+    /// Where they are logged, once the slot is the VM's.
+    pub(crate) dirty: Option<Arc<Bitmap>>,
+}
+
+impl Region {
+    /// Checks what userspace passed (api.rst, 4.35). `size` 0 asks for deletion.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for an unknown flag, an unknown slot or address space, a misaligned or wrapping range, or a user range outside of userspace.
+    pub(crate) fn new(slot: u32, flags: u32, gpa: u64, size: u64, user: u64) -> Result<Self> {
+        let page = PAGE_SIZE as u64;
+        let aligned = gpa % page == 0 && size % page == 0 && user % page == 0;
+        let end = gpa.checked_add(size);
+        let fits = end.is_some_and(|end| end <= GPA_LIMIT) && size / page < PAGES_LIMIT;
+        let known = uapi::KVM_MEM_READONLY | uapi::KVM_MEM_LOG_DIRTY_PAGES;
+        if slot >= SLOT_LIMIT
+            || flags & !known != 0
+            || !aligned
+            || !fits
+            || !user::is_user_range(user, size)
+        {
+            return Err(EINVAL);
+        }
+        Ok(Self {
+            id: slot,
+            gpa,
+            size,
+            user,
+            read_only: flags & uapi::KVM_MEM_READONLY != 0,
+            logged: flags & uapi::KVM_MEM_LOG_DIRTY_PAGES != 0,
+            dirty: None,
+        })
+    }
+
+    /// Whether guest-physical `gpa` is in it.
+    #[inline]
+    pub(crate) fn holds(&self, gpa: u64) -> bool {
+        gpa.wrapping_sub(self.gpa) < self.size
+    }
+
+    /// The guest-physical range.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.gpa..self.gpa.wrapping_add(self.size)
+    }
+
+    /// Number of its pages.
+    pub(crate) fn pages(&self) -> u64 {
+        self.size / PAGE_SIZE as u64
+    }
+
+    /// The number of guest-physical `gpa`'s page in it.
+    pub(crate) fn page_of(&self, gpa: u64) -> u64 {
+        gpa.wrapping_sub(self.gpa) / PAGE_SIZE as u64
+    }
+
+    /// The guest-physical addresses that are `users` in the VMM, whole pages.
+    pub(crate) fn guest_range(&self, users: &Range<usize>) -> Option<Range<u64>> {
+        let start = (users.start as u64).max(self.user);
+        let end = (users.end as u64).min(self.user.saturating_add(self.size));
+        let to_guest = |address: u64| self.gpa.wrapping_add(address.wrapping_sub(self.user));
+        (start < end).then(|| to_guest(start) & !0xfff..to_guest(end).wrapping_add(0xfff) & !0xfff)
+    }
+
+    /// The user address of guest-physical `gpa`, which is in this region.
+    #[inline]
+    pub(crate) fn user_address(&self, gpa: u64) -> usize {
+        self.user.wrapping_add(gpa.wrapping_sub(self.gpa)) as usize
+    }
+
+    /// Whether the two differ in nothing that a VMM sets.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        self.gpa == other.gpa && self.logged == other.logged
+    }
+}
