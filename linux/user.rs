@@ -157,10 +157,11 @@ pub(crate) fn read_array<T: Plain>(address: usize, count: usize) -> Result<KVVec
 }
 
 /// Whether `size` bytes at `address` are addresses of userspace.
+#[inline]
 pub(crate) fn is_user_range(address: u64, size: u64) -> bool {
     // The lower half of the canonical address space, less its last page, with four-level paging; five-level hosts lose nothing that a VMM would miss.
     const LIMIT: u64 = (1 << 47) - 4096;
-    address.checked_add(size).is_some_and(|end| end <= LIMIT)
+    size <= LIMIT && address <= LIMIT - size
 }
 
 /// Replaces `old` with `new` (4 or 8 bytes, aligned) at user address `address` if it is there, atomically. Whether it was. May sleep.

@@ -12,6 +12,7 @@
 #include <asm/msr-index.h>
 #include <asm/nospec-branch.h>
 #include <asm/segment.h>
+#include "../linux/return_buffer.h"
 
 /* struct Context */
 #define CTX_RCX		(1 * 8)
@@ -202,7 +203,7 @@ SYM_FUNC_START(xvm_svm_run)
 	cli
 
 	/* Before the first RET: return predictions that the guest may have planted. */
-	FILL_RETURN_BUFFER %rax, RSB_CLEAR_LOOPS, X86_FEATURE_RSB_VMEXIT
+	OVERWRITE_RETURN_BUFFER
 
 	mov	CTX_HOST_SPEC(%rdi), %rax
 	cmp	CTX_GUEST_SPEC(%rdi), %rax

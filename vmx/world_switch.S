@@ -14,6 +14,7 @@
 #include <asm/msr-index.h>
 #include <asm/nospec-branch.h>
 #include <asm/segment.h>
+#include "../linux/return_buffer.h"
 
 /* Offsets in struct Frame. */
 #define FRAME_GPR(n)		((n) * 8)
@@ -129,7 +130,7 @@ SYM_INNER_LABEL(xvm_vmx_exit, SYM_L_GLOBAL)
 	xor	%r15d, %r15d
 
 	/* The guest trained the return predictor: no RET before this and the host's SPEC_CTRL. */
-	FILL_RETURN_BUFFER %rcx, RSB_CLEAR_LOOPS, X86_FEATURE_RSB_VMEXIT, X86_FEATURE_RSB_VMEXIT_LITE
+	OVERWRITE_RETURN_BUFFER
 
 	mov	FRAME_HOST_SPEC_CTRL(%rdi), %rax
 	cmp	FRAME_GUEST_SPEC_CTRL(%rdi), %rax

@@ -22,7 +22,7 @@
 //! | `device_access` | moves between registers and devices, without the emulator |
 //! | `kernel_devices` | the devices in the kernel, by memory and port |
 //! | `emulation`, `replay` | the emulator on a vCPU; accesses that were already made |
-//! | `guest_memory` | memory as the guest addresses it: translation, fetching instructions |
+//! | `guest_memory`, `next_insn` | memory as the guest addresses it: translation; the instruction at RIP |
 //! | **State for the VMM**, each file some of a vCPU's ioctls | |
 //! | `regs`, `sregs`, `debugregs`, `fpu` | registers |
 //! | `cpuid`, `msr` | CPUID, model-specific registers |
@@ -61,6 +61,7 @@ mod mce;
 pub(crate) mod memory;
 mod mp_state;
 mod msr;
+mod next_insn;
 pub(crate) mod ops;
 mod platform;
 mod regs;

@@ -99,6 +99,12 @@ impl Region {
         (start < end).then(|| to_guest(start) & !0xfff..to_guest(end).wrapping_add(0xfff) & !0xfff)
     }
 
+    /// Reads eight bytes at guest-physical `gpa`, which is in this region, if they are there: also inside the window.
+    #[inline]
+    pub(crate) fn read_word_nofault(&self, gpa: u64) -> Option<u64> {
+        user::read_word_nofault(self.user_address(gpa)).ok()
+    }
+
     /// The user address of guest-physical `gpa`, which is in this region.
     #[inline]
     pub(crate) fn user_address(&self, gpa: u64) -> usize {
