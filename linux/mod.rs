@@ -5,6 +5,7 @@
 //! | file | what it wraps |
 //! | --- | --- |
 //! | `anon_file` | files without a name, for VMs and vCPUs |
+//! | `clock` | the host's clocks with its TSC |
 //! | `cpus` | CPU hotplug, interrupts between CPUs |
 //! | `device` | a misc device with one context for all |
 //! | `fpu` | the guest's FPU state next to the kernel's FPU use |
@@ -24,6 +25,7 @@
 //! | `ffi` | declarations of `helpers.c` |
 
 pub(crate) mod anon_file;
+pub(crate) mod clock;
 pub(crate) mod cpus;
 pub(crate) mod device;
 mod ffi;

@@ -199,6 +199,7 @@ impl Features {
         let bits = self.list().into_iter().enumerate();
         Capabilities {
             instruction_length: self.next_rip,
+            tsc_scaling: None,
             features: ops::Features {
                 names: NAMES,
                 found: bits.fold(0, |found, (n, has)| found | (u64::from(has) << n)),

@@ -45,6 +45,7 @@ plain!(
     kvm_clock_data,
     kvm_cpuid_entry2,
     kvm_debugregs,
+    kvm_device_attr,
     kvm_fpu,
     kvm_interrupt,
     kvm_irq_level,

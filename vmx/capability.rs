@@ -150,6 +150,7 @@ pub(super) fn probe() -> Result<Capabilities> {
     check_host()?;
     Ok(Capabilities {
         instruction_length: true,
+        tsc_scaling: None,
         features: features(&controls),
     })
 }

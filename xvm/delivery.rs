@@ -49,26 +49,24 @@ impl<V: XvmOps> Vcpu<V> {
         true
     }
 
-    /// Takes vectors, NMIs and the timer from the mailbox. False when it holds an INIT or start-up IPI, or the host's timer
-    /// must be set.
+    /// Takes vectors, NMIs and the timer from the mailbox. False when it holds what is done outside of the window, or the
+    /// host's timer must be set.
     fn take_mail(&mut self) -> bool {
         if self.lapic.is_none() {
-            return true;
+            return !self.shared.mailbox.wants_update();
         }
         let nmis = self.shared.mailbox.take_nmis();
         self.add_nmis(nmis as u8);
+        let timer = self.shared.mailbox.take_timer().then(|| self.guest_tsc());
         let (mailbox, Some(lapic)) = (&self.shared.mailbox, &mut self.lapic) else {
             return true;
         };
-        if mailbox.take_timer() {
-            lapic.timer_expired(
-                timer::now(),
-                crate::linux::x86::rdtsc().wrapping_add(self.config.tsc_offset),
-            );
+        if let Some(tsc) = timer {
+            lapic.timer_expired(timer::now(), tsc);
             self.timer_stale = true;
         }
         mailbox.drain_into(lapic);
-        // INIT and start-up remain.
+        // INIT, start-up and the word that guest memory is out of date remain.
         !self.timer_stale && mailbox.is_empty()
     }
 
@@ -224,6 +222,7 @@ impl<V: XvmOps> Vcpu<V> {
     pub(crate) fn sleep(&mut self) -> bool {
         while self.mp_state != MpState::Runnable {
             self.take_init();
+            self.serve_guest();
             let wakes = self.mp_state == MpState::Halted && self.wakes();
             self.set_timer();
             if wakes {
@@ -259,7 +258,7 @@ impl<V: XvmOps> Vcpu<V> {
             Timer::At { ns } => self.shared.set_timer(ns),
             Timer::AtTsc { tsc } => {
                 let ticks = tsc.saturating_sub(self.guest_tsc());
-                let khz = u64::from(crate::linux::x86::tsc_khz()).max(1);
+                let khz = u64::from(self.actual_tsc_khz());
                 let ns = (ticks / khz)
                     .saturating_mul(1_000_000)
                     .saturating_add(ticks % khz * 1_000_000 / khz);

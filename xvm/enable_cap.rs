@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `KVM_ENABLE_CAP` of a VM (api.rst, 4.37 and section 7): one arm a capability.
+//! `KVM_ENABLE_CAP` of a VM and of a vCPU (api.rst, 4.37, sections 6 and 7): one arm a capability.
 
+use super::vcpu::Vcpu;
 use super::vm::Vm;
 use super::XvmOps;
 use crate::linux::user;
@@ -35,6 +36,25 @@ impl<V: XvmOps> Vm<V> {
                 set(&switches.exit_on_emulation_failure, value)?;
             }
             uapi::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => self.memory.set_log_options(value)?,
+            _ => return Err(EINVAL),
+        }
+        Ok(0)
+    }
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    /// `KVM_ENABLE_CAP`, of a vCPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::enable_cap`].
+    pub(crate) fn enable_cap(&mut self, arg: usize) -> Result<isize> {
+        let asked: uapi::kvm_enable_cap = user::read(arg)?;
+        match asked.cap {
+            _ if asked.flags != 0 => return Err(EINVAL),
+            uapi::KVM_CAP_ENFORCE_PV_FEATURE_CPUID => {
+                self.enforce_pv_features(asked.args[0] != 0);
+            }
             _ => return Err(EINVAL),
         }
         Ok(0)

@@ -26,6 +26,7 @@
 //! | **State for the VMM**, each file some of a vCPU's ioctls | |
 //! | `regs`, `sregs`, `debugregs`, `fpu` | registers |
 //! | `cpuid`, `msr` | CPUID, model-specific registers |
+//! | `pv` | the paravirtual interface: kvmclock and what else guests know of KVM |
 //! | `mce` | machine-check registers, errors that the VMM reports |
 //! | `lapic_state`, `mp_state`, `vcpu_events` | local APIC, running or waiting, pending events |
 //! | `translate`, `tsc` | address translation, the time-stamp counter |
@@ -64,6 +65,7 @@ mod msr;
 mod next_insn;
 pub(crate) mod ops;
 mod platform;
+mod pv;
 mod regs;
 mod replay;
 mod run;

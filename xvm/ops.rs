@@ -13,6 +13,7 @@
 //! vCPU's lock, and does not sleep.
 
 use super::memory::PageFormat;
+use super::platform::scaling::TscScaling;
 use super::state::CodeContext;
 use super::state::Event;
 use super::state::Gprs;
@@ -29,6 +30,8 @@ use kernel::prelude::*;
 pub(crate) struct Capabilities {
     /// The CPU tells the length of an intercepted instruction (VMX: always; SVM: CPUID 8000_000A EDX.NRIPS).
     pub(crate) instruction_length: bool,
+    /// How the CPU scales its TSC for guests, if it can (SVM TSC_RATIO, VMX TSC multiplier).
+    pub(crate) tsc_scaling: Option<TscScaling>,
     /// What else was looked for: it is logged at load, and a part of what `KVM_GET_SUPPORTED_CPUID` says follows from it.
     pub(crate) features: Features,
 }
@@ -70,6 +73,8 @@ pub(crate) struct VcpuConfig {
 pub(crate) struct Config {
     /// What the guest's RDTSC adds to the host's TSC, modulo 2^64.
     pub(crate) tsc_offset: u64,
+    /// What the host's TSC is multiplied with before that, with [`TscScaling::fraction`] bits behind the point. `None`: 1.
+    pub(crate) tsc_ratio: Option<u64>,
 }
 
 /// What the guest is to get, or tell, as soon as it can take it. Each offer replaces the one before.

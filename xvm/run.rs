@@ -110,6 +110,7 @@ impl<V: XvmOps> Vcpu<V> {
             }
             task::cond_resched();
             self.take_init();
+            self.serve_guest();
             self.set_timer();
             if self.events.triple_fault {
                 return self.shut_down().map(|_| ());
@@ -386,6 +387,7 @@ impl<V: XvmOps> Vcpu<V> {
         V::load_cpu_user_regs(&mut self.arch, &UserRegs::at_power_up());
         V::set_interruptibility(&mut self.arch, Interruptibility::default());
         self.events = super::events::Events::default();
+        self.pv.reset();
         self.replay.clear();
         self.pending = Pending::None;
         if let Some(lapic) = &mut self.lapic {

@@ -110,6 +110,25 @@ impl Targets {
         }
     }
 
+    /// Whether `of` is the same for all vCPUs. From any context.
+    pub(crate) fn all_alike<T: PartialEq>(&self, of: impl Fn(&Shared) -> T) -> bool {
+        let vcpus = self.vcpus.lock();
+        let mut rest = vcpus.iter();
+        let Some(first) = rest.next().map(|vcpu| of(vcpu)) else {
+            return true;
+        };
+        rest.all(|vcpu| of(vcpu) == first)
+    }
+
+    /// Tells all vCPUs that what they keep in guest memory is out of date. From any context.
+    pub(crate) fn post_updates(&self) {
+        for vcpu in self.vcpus.lock().iter() {
+            if vcpu.mailbox.post_update() {
+                vcpu.wake();
+            }
+        }
+    }
+
     /// Makes every vCPU look whether the 8259 pair has an interrupt for it.
     pub(crate) fn wake_all(&self) {
         for vcpu in self.vcpus.lock().iter() {

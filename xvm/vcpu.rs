@@ -17,8 +17,10 @@ use super::ops::Config;
 use super::ops::VcpuConfig;
 use super::platform::lapic::Lapic;
 use super::platform::mailbox::Mailbox;
+use super::pv::Pv;
 use super::replay::Replay;
 use super::run::Pending;
+use super::tsc;
 use super::vm::Vm;
 use super::XvmOps;
 use crate::linux::anon_file;
@@ -28,7 +30,6 @@ use crate::linux::run_pages::RunPages;
 use crate::linux::timer::Timed;
 use crate::linux::timer::TimerTarget;
 use crate::linux::wait::WaitPoint;
-use crate::linux::x86;
 use crate::uapi;
 use kernel::mm::virt::VmaNew;
 use kernel::new_mutex;
@@ -66,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) presence: Arc<Presence>,
     /// Interrupts for it.
     pub(crate) mailbox: Mailbox,
+    /// Its TSC, as the other vCPUs may know it.
+    pub(crate) tsc: tsc::Published,
     /// Where it sleeps in HLT.
     #[pin]
     pub(crate) wait: WaitPoint,
@@ -87,6 +90,7 @@ impl Shared {
                 id,
                 presence,
                 mailbox: Mailbox::new(),
+                tsc: tsc::Published::default(),
                 wait <- WaitPoint::new(),
             })),
             GFP_KERNEL_ACCOUNT,
@@ -142,6 +146,10 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) spare: Spare,
     /// How the VMM wants it to run, as the vendor was told.
     pub(crate) config: Config,
+    /// The TSC's frequency in kHz, as the VMM asked for it.
+    pub(crate) tsc_khz: u32,
+    /// The paravirtual interface.
+    pub(crate) pv: Pv,
     /// The local APIC's timer may be due at another time than the host's timer is set to.
     pub(crate) timer_stale: bool,
     /// The VMM wants to know when the guest can take an interrupt (`kvm_run.request_interrupt_window`).
@@ -189,6 +197,8 @@ impl<V: XvmOps> Vcpu<V> {
             cr8: 0,
             spare: Spare::default(),
             config: Config::default(),
+            tsc_khz: 0,
+            pv: Pv::default(),
             timer_stale: false,
             window_wanted: false,
             signal_mask: None,
@@ -196,24 +206,13 @@ impl<V: XvmOps> Vcpu<V> {
             shared,
             pages,
         };
-        vcpu.set_tsc_offset(vcpu.vm.tsc.offset());
+        vcpu.start_tsc();
         Ok(vcpu)
-    }
-
-    /// Sets what the guest's TSC adds to the host's.
-    pub(crate) fn set_tsc_offset(&mut self, offset: u64) {
-        self.config.tsc_offset = offset;
-        self.configure();
     }
 
     /// Tells the vendor of a change in `config`.
     pub(crate) fn configure(&mut self) {
         V::configure(&mut self.arch, &self.config);
-    }
-
-    /// The guest's TSC now.
-    pub(crate) fn guest_tsc(&self) -> u64 {
-        x86::rdtsc().wrapping_add(self.config.tsc_offset)
     }
 
     /// Sets CR8, 0 to 15, in the vendor's part alone.
@@ -273,6 +272,7 @@ impl<V: XvmOps> VcpuFile<V> {
         )?;
         // The drop of `file` takes it out of the VM's list again, also after a failure.
         file.vm.add_vcpu(file.shared.clone())?;
+        file.vm.tscs_changed();
         anon_file::create(file)
     }
 }
@@ -281,6 +281,7 @@ impl<V: XvmOps> VcpuFile<V> {
 impl<V: XvmOps> PinnedDrop for VcpuFile<V> {
     fn drop(self: Pin<&mut Self>) {
         self.vm.remove_vcpu(&self.shared);
+        self.vm.tscs_changed();
         self.shared.cancel_timer();
     }
 }
@@ -321,10 +322,15 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
             uapi::KVM_SET_VCPU_EVENTS => vcpu.set_vcpu_events(arg),
             uapi::KVM_GET_DEBUGREGS => vcpu.get_debugregs(arg),
             uapi::KVM_SET_DEBUGREGS => vcpu.set_debugregs(arg),
-            uapi::KVM_GET_TSC_KHZ => Ok(x86::tsc_khz() as isize),
+            uapi::KVM_GET_TSC_KHZ => Ok(vcpu.tsc_khz as isize),
             uapi::KVM_SET_TSC_KHZ => vcpu.set_tsc_khz(arg),
             uapi::KVM_X86_SETUP_MCE => vcpu.setup_mce(arg),
             uapi::KVM_X86_SET_MCE => vcpu.set_mce(arg),
+            uapi::KVM_HAS_DEVICE_ATTR | uapi::KVM_GET_DEVICE_ATTR | uapi::KVM_SET_DEVICE_ATTR => {
+                vcpu.device_attr(cmd, arg)
+            }
+            uapi::KVM_KVMCLOCK_CTRL => vcpu.set_guest_stopped(),
+            uapi::KVM_ENABLE_CAP => vcpu.enable_cap(arg),
             uapi::KVM_INTERRUPT => vcpu.queue_interrupt(arg),
             uapi::KVM_NMI => vcpu.queue_nmi(),
             uapi::KVM_TRANSLATE => vcpu.translate(arg),

@@ -11,6 +11,7 @@ use super::memory::Memory;
 use super::memory::Region;
 use super::platform::lapic::Shorthand;
 use super::platform::Message;
+use super::pv::Clock;
 use super::targets::Targets;
 use super::tsc::Tsc;
 use super::vcpu::Shared;
@@ -22,7 +23,6 @@ use crate::linux::mmu_notifier;
 use crate::linux::task::AddressSpace;
 use crate::linux::timer::Timed;
 use crate::linux::user;
-use crate::linux::x86;
 use crate::uapi;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
@@ -42,7 +42,11 @@ pub(crate) struct Vm<V: XvmOps> {
     /// The physical machine.
     pub(crate) machine: Arc<Machine<V>>,
     /// The time-stamp counter that its vCPUs have in common.
+    #[pin]
     pub(crate) tsc: Tsc,
+    /// The clock that its guest reads (kvmclock).
+    #[pin]
+    pub(crate) clock: Clock,
     /// Guest-physical memory.
     pub(crate) memory: Arc<Memory<V::Pages>>,
     /// Only kept: it holds a reference to the memory, which its callbacks use, and ends them when it is dropped.
@@ -73,7 +77,8 @@ impl<V: XvmOps> Vm<V> {
         let vm = Arc::pin_init(
             pin_init!(Self {
                 machine,
-                tsc: Tsc::new(),
+                tsc <- Tsc::new(),
+                clock <- Clock::new(),
                 memory,
                 _notifier: notifier,
                 switches: Switches::default(),
@@ -91,6 +96,32 @@ impl<V: XvmOps> Vm<V> {
     /// The address space that guest memory is in: no other process may run the VM.
     pub(crate) fn address_space(&self) -> &AddressSpace {
         &self.mm
+    }
+
+    /// The vCPUs as destinations.
+    pub(super) fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    /// Has all vCPUs write again what they keep in guest memory. None is in the guest, or enters it, before it has done so once
+    /// this returns. Does not sleep; interrupts must be on.
+    pub(super) fn request_updates(&self) {
+        self.targets.post_updates();
+        self.kick.all_and_wait();
+    }
+
+    /// Does what is allowed before there is a vCPU alone.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when there is one.
+    pub(super) fn before_vcpus(&self, action: impl FnOnce()) -> Result {
+        let _setup = self.setup.lock();
+        if self.has_vcpus() {
+            return Err(EINVAL);
+        }
+        action();
+        Ok(())
     }
 
     /// The in-kernel interrupt controllers, once they were made.
@@ -206,7 +237,10 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             uapi::KVM_IRQ_LINE_STATUS => this.irq_line(arg, true),
             uapi::KVM_SET_GSI_ROUTING => this.set_gsi_routing(arg),
             uapi::KVM_SIGNAL_MSI => this.signal_msi(arg),
-            uapi::KVM_GET_TSC_KHZ => Ok(x86::tsc_khz() as isize),
+            uapi::KVM_GET_TSC_KHZ => Ok(this.tsc.default_khz() as isize),
+            uapi::KVM_SET_TSC_KHZ => this.set_default_tsc_khz(arg),
+            uapi::KVM_GET_CLOCK => this.get_clock(arg),
+            uapi::KVM_SET_CLOCK => this.set_clock(arg),
             _ => Err(extension::refusal(uapi::Fd::Vm, cmd)),
         }
     }

@@ -50,6 +50,7 @@ impl<'a, V: XvmOps> Window<'a, V> {
             // What this CPU remembers of the vCPU may be from before it ran elsewhere.
             vcpu.last_cpu = irqs.cpu();
             V::flush_tlb(&mut vcpu.arch);
+            vcpu.moved();
         }
         Self {
             vcpu,
@@ -64,7 +65,7 @@ impl<'a, V: XvmOps> Window<'a, V> {
         let vcpu = &mut *self.vcpu;
         let cpu = self.machine.cpu(&self.irqs);
         // Who sets these from now on interrupts this CPU, which ends the window.
-        if task::signal_pending() || task::need_resched() {
+        if task::signal_pending() || task::need_resched() || vcpu.pv.is_due() {
             return Left::Host;
         }
         for _ in 0..EXITS_MAX {

@@ -8,10 +8,13 @@ use super::AMD;
 use super::EXTENDED;
 use super::HYGON;
 use super::HYPERVISOR;
+use super::HYPERVISORS_END;
 use super::INDEXED;
+use super::KVM;
 use crate::linux::x86::Cpuid;
 use crate::uapi::kvm_cpuid_entry2;
 use crate::xvm::platform::lapic::Mode;
+use crate::xvm::pv;
 use crate::xvm::vcpu::Vcpu;
 use crate::xvm::XvmOps;
 use kernel::prelude::*;
@@ -40,6 +43,8 @@ pub(crate) struct GuestCpuid {
     /// A leaf beyond the last one answers with zeros, not with the last basic leaf (APM vol 3, E.2; SDM vol 2, CPUID).
     zero_beyond: bool,
     model: Model,
+    /// The paravirtual features that it names.
+    pv: pv::Features,
     /// CR4.OSXSAVE, kept here since reading CR4 costs more than the rest of CPUID.
     pub(crate) os_xsave: bool,
 }
@@ -52,6 +57,7 @@ impl GuestCpuid {
             first: [[NONE; KEPT]; 2],
             zero_beyond: true,
             model: Model::NONE,
+            pv: pv::Features::default(),
             os_xsave: false,
         }
     }
@@ -77,6 +83,7 @@ impl GuestCpuid {
             first,
             zero_beyond: true,
             model: Model::NONE,
+            pv: pv::Features::default(),
             os_xsave,
         };
         if let Some(name) = this.exact(0, 0) {
@@ -84,6 +91,7 @@ impl GuestCpuid {
             this.zero_beyond = name == AMD || name == HYGON;
         }
         this.model = Model::new(&this, words, xcr0);
+        this.pv = this.find_pv_features();
         this
     }
 
@@ -91,6 +99,22 @@ impl GuestCpuid {
     #[inline]
     pub(crate) fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// The paravirtual features that it names.
+    pub(crate) fn pv_features(&self) -> pv::Features {
+        self.pv
+    }
+
+    /// KVM's leaves are at one of the hundreds from 0x4000_0000 on: a VMM may have those of another hypervisor first.
+    fn find_pv_features(&self) -> pv::Features {
+        let name = |base: &u32| {
+            self.exact(*base, 0)
+                .is_some_and(|leaf| [leaf.ebx, leaf.ecx, leaf.edx] == KVM)
+        };
+        let base = (HYPERVISOR..HYPERVISORS_END).step_by(0x100).find(name);
+        let features = base.and_then(|base| self.exact(base + 1, 0));
+        pv::Features(features.map_or(0, |leaf| leaf.eax))
     }
 
     /// Whether it is that of an AMD CPU or one like it.

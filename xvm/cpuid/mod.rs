@@ -10,9 +10,8 @@
 //! | `model` | what follows from it: which bits of CR4, EFER, XCR0… the vCPU has |
 //! | `ioctl` | the three ioctls |
 //!
-//! Hypervisor leaf 0x4000_0000 has a name of xvm's own, and 0x4000_0001 no features: guests that look for KVM's name
-//! find none, and use no paravirtual clock, interrupts or spinlocks. A VMM may set KVM's name instead, with the same
-//! empty leaf of features.
+//! Hypervisor leaf 0x4000_0000 has KVM's name, by which guests find the paravirtual interface; 0x4000_0001 says what there
+//! is of it (`xvm/pv/`).
 
 mod features;
 mod guest;
@@ -37,7 +36,12 @@ const AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
 const HYGON: [u32; 3] = [0x6f67_7948, 0x6e65_476e, 0x656e_6975];
 const INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
 
+/// EBX, ECX, EDX of a hypervisor's first leaf: "KVMKVMKVM".
+const KVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
+
 /// First leaf for hypervisors.
 const HYPERVISOR: u32 = 0x4000_0000;
+/// The end of the leaves among which guests look for a hypervisor.
+const HYPERVISORS_END: u32 = 0x4001_0000;
 /// First extended leaf.
 const EXTENDED: u32 = 0x8000_0000;

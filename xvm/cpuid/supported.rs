@@ -9,15 +9,14 @@ use super::EXTENDED;
 use super::HYPERVISOR;
 use super::INDEXED;
 use super::INTEL;
+use super::KVM;
 use crate::linux::x86;
 use crate::linux::x86::Cpuid;
 use crate::uapi::kvm_cpuid_entry2;
 use crate::xvm::machine::Machine;
+use crate::xvm::pv;
 use crate::xvm::XvmOps;
 use kernel::prelude::*;
-
-/// "XVMXVMXVM" in EBX, ECX, EDX.
-const SIGNATURE: [u32; 3] = [0x584d_5658, 0x4d56_584d, 0x0000_004d];
 
 /// Frequency of the local APIC's timer before its divider, in Hz, which leaf 0x15 tells as that of the core crystal
 /// clock (SDM vol 3, 12.5.4).
@@ -202,7 +201,7 @@ impl<V: XvmOps> Leaves<'_, V> {
     }
 
     fn hypervisor(&mut self) -> Result {
-        let [ebx, ecx, edx] = SIGNATURE;
+        let [ebx, ecx, edx] = KVM;
         let name = Cpuid {
             eax: HYPERVISOR + 1,
             ebx,
@@ -210,8 +209,11 @@ impl<V: XvmOps> Leaves<'_, V> {
             edx,
         };
         self.push(HYPERVISOR, None, name)?;
-        // Where KVM has its paravirtual features.
-        self.push(HYPERVISOR + 1, None, Cpuid::default())
+        let features = Cpuid {
+            eax: pv::SUPPORTED.0,
+            ..Cpuid::default()
+        };
+        self.push(HYPERVISOR + 1, None, features)
     }
 
     fn extended(&mut self) -> Result {

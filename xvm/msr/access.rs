@@ -101,6 +101,9 @@ impl<V: XvmOps> Vcpu<V> {
                 Ok(msrs.arch_capabilities)
             }
             index::HWCR => Ok(msrs.hwcr),
+            index::PV_OLD_FIRST..=index::PV_OLD_LAST | index::PV_FIRST..=index::PV_LAST => {
+                self.read_pv_msr(msr)
+            }
             index::DE_CFG => Ok(msrs.de_cfg),
             _ if Mce::has(msr) => self.mce.read(msr, host),
             _ => msrs
@@ -121,6 +124,9 @@ impl<V: XvmOps> Vcpu<V> {
             index::TSC_DEADLINE => return self.write_tsc_deadline(value, host),
             index::X2APIC_FIRST..=index::X2APIC_LAST => return self.write_x2apic(msr, value),
             index::TSC | index::TSC_ADJUST => return self.write_time(msr, value, host),
+            index::PV_OLD_FIRST..=index::PV_OLD_LAST | index::PV_FIRST..=index::PV_LAST => {
+                return self.write_pv_msr(msr, value);
+            }
             index::APIC_BASE => return self.write_apic_base(value, host),
             index::EFER => self.set_efer(value, host)?,
             index::PRED_CMD => self.write_pred_cmd(value, host)?,
@@ -159,8 +165,7 @@ impl<V: XvmOps> Vcpu<V> {
     fn write_time(&mut self, msr: u32, value: u64, host: bool) -> Result<Effect, Gp> {
         match (msr, host) {
             (index::TSC, true) => {
-                let offset = self.vm.tsc.restore(value);
-                self.set_tsc_offset(offset);
+                self.restore_tsc(value);
             }
             (index::TSC, false) => {
                 let change = value.wrapping_sub(self.guest_tsc());

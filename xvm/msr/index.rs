@@ -9,6 +9,11 @@ pub(super) const TSC: u32 = 0x10;
 pub(super) const PLATFORM_ID: u32 = 0x17;
 pub(super) const APIC_BASE: u32 = 0x1b;
 pub(super) const FEATURE_CONTROL: u32 = 0x3a;
+/// KVM's own: MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME, and the range of the later ones.
+pub(super) const PV_OLD_FIRST: u32 = 0x11;
+pub(super) const PV_OLD_LAST: u32 = 0x12;
+pub(super) const PV_FIRST: u32 = 0x4b56_4d00;
+pub(super) const PV_LAST: u32 = 0x4b56_4dff;
 pub(super) const TSC_ADJUST: u32 = 0x3b;
 pub(super) const SPEC_CTRL: u32 = 0x48;
 pub(super) const PRED_CMD: u32 = 0x49;

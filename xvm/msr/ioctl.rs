@@ -73,6 +73,7 @@ impl<V: XvmOps> Vcpu<V> {
                 break;
             };
             self.apply(effect);
+            self.serve_at_once();
             done += 1;
         }
         Ok(done)

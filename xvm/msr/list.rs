@@ -8,6 +8,7 @@ use super::index;
 use super::ioctl;
 use crate::linux::user;
 use crate::linux::x86;
+use crate::xvm::pv;
 use core::mem::size_of;
 use kernel::bindings;
 use kernel::prelude::*;
@@ -155,7 +156,8 @@ pub(in super::super) fn index_list(arg: usize) -> Result<isize> {
         .iter()
         .filter(|(_, any)| any.iter().any(|feature| x86::host_has(*feature)))
         .map(|(msr, _)| *msr);
-    write_list(arg, Iterator::chain(STATE.iter().copied(), by_feature))
+    let own = Iterator::chain(STATE.iter(), pv::STATE).copied();
+    write_list(arg, Iterator::chain(own, by_feature))
 }
 
 /// `KVM_GET_MSR_FEATURE_INDEX_LIST`.

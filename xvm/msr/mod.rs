@@ -14,7 +14,7 @@
 //! | `list` | the lists that tell a VMM which ones to save, and the values of feature MSRs |
 //! | `ioctl` | `KVM_GET_MSRS`, `KVM_SET_MSRS` |
 //!
-//! KVM's paravirtual MSRs are not offered.
+//! KVM's own are in `xvm/pv/`.
 
 mod access;
 mod apic_base;

@@ -31,6 +31,7 @@ mod event {
     pub(super) const INIT: u32 = 1 << 2;
     pub(super) const STARTUP: u32 = 1 << 3;
     pub(super) const TIMER: u32 = 1 << 4;
+    pub(super) const UPDATE: u32 = 1 << 5;
 }
 
 /// A processor holds one NMI while another is being handled; more are lost (Intel SDM vol. 3, 6.7.1).
@@ -226,6 +227,11 @@ impl Mailbox {
         self.events.fetch_or(event::TIMER, SeqCst) & event::TIMER == 0
     }
 
+    /// What the vCPU keeps in guest memory is out of date. `true` if the owner has not been told before.
+    pub fn post_update(&self) -> bool {
+        self.events.fetch_or(event::UPDATE, SeqCst) & event::UPDATE == 0
+    }
+
     /// Whether there is nothing to take.
     pub fn is_empty(&self) -> bool {
         self.events.load(SeqCst) == 0
@@ -258,6 +264,16 @@ impl Mailbox {
     /// Takes the word that the host timer has run out.
     pub fn take_timer(&self) -> bool {
         self.take(event::TIMER)
+    }
+
+    /// Whether [`Mailbox::take_update`] would take something.
+    pub fn wants_update(&self) -> bool {
+        self.events.load(Relaxed) & event::UPDATE != 0
+    }
+
+    /// Takes the word that guest memory is out of date.
+    pub fn take_update(&self) -> bool {
+        self.take(event::UPDATE)
     }
 
     /// Moves the posted vectors into the IRR.
@@ -405,6 +421,11 @@ mod tests {
         assert_eq!((mailbox.take_nmis(), mailbox.take_nmis()), (2, 0));
         assert!(mailbox.post_timer());
         assert!(mailbox.take_timer());
+        assert!(mailbox.post_update());
+        assert!(!mailbox.post_update());
+        assert!(mailbox.wants_update());
+        assert!(mailbox.take_update());
+        assert!(!mailbox.wants_update());
         assert!(mailbox.is_empty());
     }
 

@@ -8,7 +8,9 @@
 //! - [`message`]: what travels between interrupt sources and local APICs;
 //! - [`pic`]: the pair of 8259A;
 //! - [`pit`]: the 8254 and port 0x61;
-//! - [`routing`]: where GSIs go.
+//! - [`pvclock`]: kvmclock's structure in guest memory;
+//! - [`routing`]: where GSIs go;
+//! - [`scaling`]: ratios of TSC frequencies.
 //!
 //! Time is passed in by the caller: `now` is nanoseconds of a monotonic clock, `tsc` the guest's time-stamp counter. All of
 //! it is safe against any value from a guest or a VMM.
@@ -22,7 +24,9 @@ pub mod mailbox;
 pub mod message;
 pub mod pic;
 pub mod pit;
+pub mod pvclock;
 pub mod routing;
+pub mod scaling;
 
 pub use message::Delivery;
 pub use message::Message;

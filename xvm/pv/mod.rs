@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What guests find that know KVM: the paravirtual MSRs, hypercalls and structures in guest memory
+//! (Documentation/virt/kvm/x86/{cpuid,msr,hypercalls}.rst).
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `features` | the feature bits of CPUID leaf 0x4000_0001, and who may use what |
+//! | `clock` | kvmclock: a VM's clock, its structure in guest memory, the wall clock |
+//! | `clock_ioctl` | `KVM_GET_CLOCK`, `KVM_SET_CLOCK`, `KVM_KVMCLOCK_CTRL` |
+//! | `msr` | the MSRs |
+//!
+//! An MSR's write inside the window only notes what it asks for. The structures are written outside, before the next entry
+//! ([`Vcpu::serve_guest`]), where guest memory may have to be brought in. Where a structure can't be written (no memory, a
+//! read-only slot, a page's end in its midst) nothing happens, as in KVM.
+
+mod clock;
+mod clock_ioctl;
+mod features;
+mod msr;
+
+pub(crate) use clock::Clock;
+pub(crate) use features::Features;
+pub(crate) use features::SUPPORTED;
+pub(crate) use msr::STATE;
+
+use super::vcpu::Vcpu;
+use super::XvmOps;
+
+/// Bits of [`Pv::due`].
+mod due {
+    /// The vCPU's clock structure.
+    pub(super) const CLOCK: u32 = 1 << 0;
+    /// The VM's wall clock.
+    pub(super) const WALL_CLOCK: u32 = 1 << 1;
+    /// Nothing of this vCPU's: its TSC has changed, and the VM must look whether all agree.
+    pub(super) const TSC: u32 = 1 << 2;
+}
+
+/// Enable bit of the MSRs that hold an address.
+const ENABLED: u64 = 1;
+
+/// A vCPU's part of the paravirtual interface.
+#[derive(Default)]
+pub(crate) struct Pv {
+    /// What there is to be written to guest memory before the next entry, bits of [`due`].
+    due: u32,
+    /// The guest may use only what its CPUID names (`KVM_CAP_ENFORCE_PV_FEATURE_CPUID`).
+    enforce: bool,
+    /// MSR_KVM_SYSTEM_TIME: address of the clock structure, and [`ENABLED`].
+    system_time: u64,
+    /// The guest is to be told that it was stopped.
+    stopped: bool,
+}
+
+impl Pv {
+    /// After an INIT nothing is enabled.
+    pub(crate) fn reset(&mut self) {
+        *self = Self {
+            enforce: self.enforce,
+            ..Self::default()
+        };
+    }
+
+    /// Whether something must be written before the next entry.
+    #[inline]
+    pub(crate) fn is_due(&self) -> bool {
+        self.due != 0
+    }
+
+    /// The vCPU's clock structure is out of date.
+    pub(crate) fn clock_changed(&mut self) {
+        if self.system_time & ENABLED != 0 {
+            self.due |= due::CLOCK;
+        }
+    }
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    /// Writes to guest memory what has become due. Outside of the window; may sleep.
+    #[inline]
+    pub(crate) fn serve_guest(&mut self) {
+        if self.shared.mailbox.take_update() {
+            self.pv.clock_changed();
+        }
+        if self.pv.is_due() {
+            self.serve();
+        }
+    }
+
+    /// The same for what a VMM may look at as soon as its ioctl has returned.
+    pub(crate) fn serve_at_once(&mut self) {
+        if self.pv.due & !due::CLOCK != 0 {
+            self.serve();
+        }
+    }
+
+    fn serve(&mut self) {
+        let due = core::mem::take(&mut self.pv.due);
+        if due & due::TSC != 0 {
+            self.vm.tscs_changed();
+        }
+        if due & due::CLOCK != 0 {
+            self.write_clock();
+        }
+        if due & due::WALL_CLOCK != 0 {
+            self.write_wall_clock();
+        }
+    }
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KVM's own MSRs (x86/msr.rst). Also inside the window: a write only notes what it asks for.
+
+use super::due;
+use super::Features;
+use crate::xvm::platform::lapic::Effect;
+use crate::xvm::platform::Gp;
+use crate::xvm::vcpu::Vcpu;
+use crate::xvm::XvmOps;
+
+/// MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME, outside of KVM's range.
+const WALL_CLOCK_OLD: u32 = 0x11;
+const SYSTEM_TIME_OLD: u32 = 0x12;
+/// MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW.
+const WALL_CLOCK: u32 = 0x4b56_4d00;
+const SYSTEM_TIME: u32 = 0x4b56_4d01;
+
+/// What a VMM saves and restores, in this order.
+pub(crate) const STATE: &[u32] = &[SYSTEM_TIME_OLD, WALL_CLOCK_OLD, SYSTEM_TIME, WALL_CLOCK];
+
+/// The feature that `msr` comes with.
+fn feature(msr: u32) -> Option<Features> {
+    Some(match msr {
+        WALL_CLOCK_OLD | SYSTEM_TIME_OLD => Features::CLOCKSOURCE,
+        WALL_CLOCK | SYSTEM_TIME => Features::CLOCKSOURCE2,
+        _ => return None,
+    })
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    fn require_feature(&self, msr: u32) -> Result<(), Gp> {
+        match feature(msr) {
+            Some(feature) if self.may_use(feature) => Ok(()),
+            _ => Err(Gp),
+        }
+    }
+
+    /// Reads one of KVM's MSRs.
+    ///
+    /// # Errors
+    ///
+    /// [`Gp`] when there is none of this number, or the guest may not use it.
+    pub(crate) fn read_pv_msr(&self, msr: u32) -> Result<u64, Gp> {
+        self.require_feature(msr)?;
+        match msr {
+            WALL_CLOCK_OLD | WALL_CLOCK => Ok(self.vm.clock.wall()),
+            SYSTEM_TIME_OLD | SYSTEM_TIME => Ok(self.pv.system_time),
+            _ => Err(Gp),
+        }
+    }
+
+    /// Writes one of KVM's MSRs; the window must close then, so that what it asks for is done.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vcpu::read_pv_msr`], and for a value that it doesn't take.
+    pub(crate) fn write_pv_msr(&mut self, msr: u32, value: u64) -> Result<Effect, Gp> {
+        self.require_feature(msr)?;
+        match msr {
+            WALL_CLOCK_OLD | WALL_CLOCK => {
+                self.vm.clock.set_wall(value);
+                self.pv.due |= due::WALL_CLOCK;
+            }
+            SYSTEM_TIME_OLD | SYSTEM_TIME => {
+                self.pv.system_time = value;
+                self.pv.clock_changed();
+            }
+            _ => return Err(Gp),
+        }
+        Ok(Effect::TimerChanged)
+    }
+}
