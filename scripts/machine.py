@@ -101,12 +101,14 @@ def nested_guest():
         archive.directory(name)
     archive.file(f"{TOP}/scripts/guest/nested-init", "init", 0o755)
     archive.file(f"{TOP}/scripts/guest/workload", "bin/workload", 0o755)
-    archive.file(checksum(), "bin/checksum", 0o755)
+    archive.file(f"{TOP}/scripts/guest/smp", "bin/smp", 0o755)
+    archive.file(helper("checksum"), "bin/checksum", 0o755)
+    archive.file(helper("together"), "bin/together", 0o755)
     return archive.finish()
 
 
-def checksum():
-    return compile_static(f"{TOP}/scripts/guest/checksum.c", f"{TOP}/build/guest/checksum")
+def helper(name):
+    return compile_static(f"{TOP}/scripts/guest/{name}.c", f"{TOP}/build/guest/{name}")
 
 
 def stripped(module):
@@ -124,7 +126,7 @@ def machine_archive(options, kernel):
         archive.directory(name)
     archive.file(f"{TOP}/scripts/guest/init", "init", 0o755)
     archive.file(f"{TOP}/scripts/guest/boot-guest", "xvm/bin/boot-guest", 0o755)
-    archive.file(checksum(), "xvm/bin/checksum", 0o755)
+    archive.file(helper("checksum"), "xvm/bin/checksum", 0o755)
 
     module = options.module or f"{TOP}/xvm.ko"
     with_xvm = not options.no_xvm and os.path.exists(module)

@@ -220,11 +220,9 @@ fn run_machine(
     }
     // Whatever went wrong, the vCPUs stop before the memory goes.
     let outcome = started.and_then(|()| console.serve(&devices, &ended, &outcomes));
+    let stopped = Running::stop_all(running);
     let flushed = devices.serial().flush();
-    let stopped: Vec<_> = running.into_iter().map(Running::stop).collect();
-    for counted in stopped {
-        stats.add(&counted?);
-    }
+    stats.add(&stopped?);
     if options.stats {
         stats.count_in_kernel(&options.device, machine.vm.as_raw_fd());
     }

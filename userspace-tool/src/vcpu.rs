@@ -121,7 +121,7 @@ impl Running {
     /// Starts the thread.
     pub fn start(mut worker: Worker) -> Result<Self> {
         // SAFETY: The thread gives the worker, and with it the vCPU, back when it ends, however it
-        // ends; `Running::stop` is the last to use the reference, before it drops the vCPU.
+        // ends; `Running::stop_all` is the last to use the reference, before it drops the vCPU.
         let immediate_exit = unsafe { exit::immediate_exit(&mut worker.vcpu) };
         let thread = thread::Builder::new()
             .name(format!("vcpu{}", worker.id))
@@ -144,8 +144,22 @@ impl Running {
         })
     }
 
-    /// Stops the vCPU wherever it is, and returns what it counted.
-    pub fn stop(self) -> Result<Stats> {
+    /// Stops vCPUs wherever they are, and returns what they counted. All are told before the first
+    /// is waited for: what one does then is no longer of use to another.
+    pub fn stop_all(running: Vec<Self>) -> Result<Stats> {
+        for vcpu in &running {
+            vcpu.tell_to_stop();
+        }
+        // Every thread is waited for, also after one that failed.
+        let stopped: Vec<_> = running.into_iter().map(Self::join).collect();
+        let mut stats = Stats::default();
+        for counted in stopped {
+            stats.add(&counted?);
+        }
+        Ok(stats)
+    }
+
+    fn tell_to_stop(&self) {
         // If the thread is about to enter the guest, the byte turns it back; if it is in the guest,
         // the signal does.
         self.immediate_exit.store(1, Ordering::SeqCst);
@@ -153,6 +167,9 @@ impl Running {
             // A thread that ends meanwhile needs no signal.
             let _ = self.thread.kill(SIGRTMIN());
         }
+    }
+
+    fn join(self) -> Result<Stats> {
         match self.thread.join() {
             Ok(worker) => Ok(worker.stats),
             Err(_) => anyhow::bail!("a vCPU's thread panicked while it reported"),
