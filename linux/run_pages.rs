@@ -15,6 +15,12 @@ use kernel::prelude::*;
 use kernel::transmute::AsBytes;
 use kernel::transmute::FromBytes;
 
+/// The number of the file's page that a mapping begins with.
+pub(crate) fn first_page(vma: &VmaNew) -> usize {
+    // SAFETY: The vma is being set up by this task, which nobody changes meanwhile.
+    unsafe { (*vma.as_ptr()).vm_pgoff }
+}
+
 /// Pages shared with userspace.
 ///
 /// # Invariants
@@ -52,14 +58,12 @@ impl RunPages {
         Ok(Self { pages, starts })
     }
 
-    /// Maps the pages into a process, from the one at the mapping's offset.
+    /// Maps the pages into a process, from number `first` on.
     ///
     /// # Errors
     ///
     /// `EINVAL` when the mapping goes beyond them; else what `vm_insert_page` says.
-    pub(crate) fn map(&self, vma: &VmaNew) -> Result {
-        // SAFETY: The vma is being set up by this task, which nobody changes meanwhile.
-        let first = unsafe { (*vma.as_ptr()).vm_pgoff };
+    pub(crate) fn map(&self, vma: &VmaNew, first: usize) -> Result {
         let count = (vma.end() - vma.start()) / PAGE_SIZE;
         let end = first.checked_add(count).ok_or(EINVAL)?;
         let pages = self.pages.get(first..end).ok_or(EINVAL)?;

@@ -35,6 +35,9 @@ impl<V: XvmOps> Vm<V> {
             uapi::KVM_CAP_EXIT_ON_EMULATION_FAILURE => {
                 set(&switches.exit_on_emulation_failure, value)?;
             }
+            uapi::KVM_CAP_DIRTY_LOG_RING | uapi::KVM_CAP_DIRTY_LOG_RING_ACQ_REL => {
+                self.use_dirty_rings(value)?;
+            }
             uapi::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => self.memory.set_log_options(value)?,
             _ => return Err(EINVAL),
         }

@@ -108,6 +108,10 @@ impl<V: XvmOps> Vcpu<V> {
             if task::signal_pending() {
                 return Err(EINTR);
             }
+            if self.slots.ring().is_some_and(|ring| ring.is_full()) {
+                self.set_exit(uapi::KVM_EXIT_DIRTY_RING_FULL);
+                return Ok(());
+            }
             task::cond_resched();
             self.take_init();
             self.serve_guest();

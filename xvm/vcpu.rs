@@ -10,6 +10,7 @@ use super::events::Events;
 use super::extension;
 use super::kick::Presence;
 use super::mce::Mce;
+use super::memory::Ring;
 use super::memory::Spare;
 use super::memory::View;
 use super::msr::Msrs;
@@ -26,6 +27,7 @@ use super::XvmOps;
 use crate::linux::anon_file;
 use crate::linux::anon_file::AnonFile;
 use crate::linux::fpu::GuestFpu;
+use crate::linux::run_pages;
 use crate::linux::run_pages::RunPages;
 use crate::linux::timer::Timed;
 use crate::linux::timer::TimerTarget;
@@ -41,6 +43,9 @@ use kernel::sync::Mutex;
 
 /// Pages that a vCPU shares with its VMM: `struct kvm_run`, the data of port I/O.
 pub(crate) const RUN_PAGES: usize = 2;
+
+/// The page of a vCPU's file that its dirty ring begins with.
+const RING_PAGE: usize = uapi::KVM_DIRTY_LOG_PAGE_OFFSET as usize;
 
 /// Offset of the data of port I/O in them.
 pub(crate) const PORT_DATA: usize = PAGE_SIZE;
@@ -160,7 +165,7 @@ pub(crate) struct Vcpu<V: XvmOps> {
 
 impl<V: XvmOps> Vcpu<V> {
     fn new(vm: Arc<Vm<V>>, shared: Arc<Timed<Shared>>, pages: Arc<RunPages>) -> Result<Self> {
-        let slots = vm.memory.view();
+        let slots = vm.memory.view()?;
         let config = VcpuConfig {
             root: vm.memory.root(),
         };
@@ -246,6 +251,8 @@ pub(crate) struct VcpuFile<V: XvmOps> {
     vm: Arc<Vm<V>>,
     shared: Arc<Timed<Shared>>,
     pages: Arc<RunPages>,
+    /// The dirty ring, if it has one.
+    ring: Option<Arc<Ring>>,
     #[pin]
     vcpu: Mutex<KBox<Vcpu<V>>>,
 }
@@ -266,6 +273,7 @@ impl<V: XvmOps> VcpuFile<V> {
                 vm,
                 shared,
                 pages,
+                ring: vcpu.slots.ring().cloned(),
                 vcpu <- new_mutex!(vcpu, "xvm_vcpu"),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -340,6 +348,10 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
     }
 
     fn mmap(this: ArcBorrow<'_, Self>, vma: &VmaNew) -> Result {
-        this.pages.map(vma)
+        let first = run_pages::first_page(vma);
+        match (&this.ring, first.checked_sub(RING_PAGE)) {
+            (Some(ring), Some(first)) => ring.map(vma, first),
+            _ => this.pages.map(vma, first),
+        }
     }
 }

@@ -162,6 +162,19 @@ impl<V: XvmOps> Vm<V> {
         Ok(0)
     }
 
+    /// Gives the vCPUs that are made from now on dirty rings of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Memory::use_rings`]; `EINVAL` when there is a vCPU already.
+    pub(super) fn use_dirty_rings(&self, bytes: u64) -> Result {
+        let _setup = self.setup.lock();
+        if self.has_vcpus() {
+            return Err(EINVAL);
+        }
+        self.memory.use_rings(bytes)
+    }
+
     /// `KVM_GET_DIRTY_LOG`: `struct kvm_dirty_log` is the slot with padding, and an address.
     fn get_dirty_log(&self, arg: usize) -> Result<isize> {
         let [slot, to]: [u64; 2] = user::read(arg)?;
@@ -224,6 +237,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             }
             uapi::KVM_GET_DIRTY_LOG => this.get_dirty_log(arg),
             uapi::KVM_CLEAR_DIRTY_LOG => this.clear_dirty_log(arg),
+            uapi::KVM_RESET_DIRTY_RINGS => this.memory.reset_rings(),
             uapi::KVM_CREATE_VCPU => Self::create_vcpu(this, arg),
             uapi::KVM_SET_TSS_ADDR => this.set_tss_address(arg),
             uapi::KVM_SET_IDENTITY_MAP_ADDR => this.set_identity_map_address(arg),

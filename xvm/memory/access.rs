@@ -3,6 +3,8 @@
 //! A vCPU's view of its VM's memory: finding slots, and reading and writing guest memory on the guest's behalf, through
 //! the VMM's addresses.
 
+use super::ring::Ring;
+use super::ring::Rings;
 use super::slots::Current;
 use super::Region;
 use super::Slots;
@@ -16,14 +18,37 @@ use kernel::sync::Arc;
 pub(crate) struct View {
     current: Arc<Current>,
     slots: Arc<Slots>,
+    /// Where the vCPU's writes are logged, if not in the slots' bitmaps.
+    ring: Option<Arc<Ring>>,
+    rings: Arc<Rings>,
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if let Some(ring) = &self.ring {
+            self.rings.remove(ring);
+        }
+    }
 }
 
 impl View {
-    pub(super) fn new(current: Arc<Current>) -> Self {
-        Self {
+    /// A new vCPU's view. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(super) fn new(current: Arc<Current>, rings: Arc<Rings>) -> Result<Self> {
+        Ok(Self {
             slots: current.get(),
             current,
-        }
+            ring: rings.add()?,
+            rings,
+        })
+    }
+
+    /// The vCPU's dirty ring, if it has one.
+    pub(crate) fn ring(&self) -> Option<&Arc<Ring>> {
+        self.ring.as_ref()
     }
 
     /// Looks whether the slots have changed.
@@ -48,7 +73,12 @@ impl View {
 
     /// The page at `gpa` in `region` is being written to: if that is to be logged, it is. Does not sleep.
     pub(super) fn log(&self, region: &Region, gpa: u64) {
-        if let Some(dirty) = &region.dirty {
+        if !region.logged {
+            return;
+        }
+        if let Some(ring) = &self.ring {
+            ring.push(region.id, region.page_of(gpa));
+        } else if let Some(dirty) = &region.dirty {
             dirty.mark(region.page_of(gpa));
         }
     }

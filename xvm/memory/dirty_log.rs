@@ -64,10 +64,13 @@ impl<F: PageFormat> Memory<F> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a number that no slot can have, `ENOENT` when the slot isn't there or not logged, `EFAULT` (then the pages that
+    /// `ENXIO` when there are dirty rings instead, `EINVAL` for a number that no slot can have, `ENOENT` when the slot isn't there or not logged, `EFAULT` (then the pages that
     /// nobody was told of stay in the log), `ENOMEM`.
     pub(crate) fn get_dirty_log(&self, slot: u32, to: usize) -> Result {
         let options = self.update.lock();
+        if self.rings.are_used() {
+            return Err(ENXIO);
+        }
         let slots = self.current.get();
         let (region, dirty) = logged(&slots, slot)?;
         let mut batch = KVVec::with_capacity(dirty.len().min(BATCH), GFP_KERNEL_ACCOUNT)?;
@@ -104,6 +107,9 @@ impl<F: PageFormat> Memory<F> {
     /// or go beyond it.
     pub(crate) fn clear_dirty_log(&self, slot: u32, first: u64, pages: u32, from: usize) -> Result {
         let _options = self.update.lock();
+        if self.rings.are_used() {
+            return Err(ENXIO);
+        }
         let slots = self.current.get();
         if first % WORD != 0 {
             return Err(EINVAL);

@@ -9,6 +9,7 @@
 //! - [`space`]: a VM's memory: slots, tables and the MMU notifier;
 //! - [`fault`]: the faults that fill the tables;
 //! - [`bitmap`], [`dirty_log`]: which pages were written to;
+//! - [`ring`]: the same as a list of each vCPU, in memory shared with the VMM;
 //! - [`access`]: a vCPU's view: reading and writing guest memory for the guest, through the VMM's addresses.
 
 mod access;
@@ -17,6 +18,7 @@ mod dirty_log;
 mod fault;
 mod format;
 mod region;
+mod ring;
 mod slots;
 mod space;
 mod tables;
@@ -27,6 +29,7 @@ pub(crate) use bitmap::Bitmap;
 pub(crate) use fault::Filled;
 pub(crate) use format::PageFormat;
 pub(crate) use region::Region;
+pub(crate) use ring::Ring;
 pub(crate) use slots::Slots;
 pub(crate) use space::Memory;
 pub(crate) use tables::Spare;

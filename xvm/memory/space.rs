@@ -5,8 +5,9 @@
 //! # Locks
 //!
 //! 1. `update`, a mutex: one change of the slots, or harvest of a dirty log, at a time.
-//! 2. `guarded`, a spin lock: tables and the count of invalidations under way. Nothing sleeps under it.
-//! 3. the spin lock in `Current`: the current slots.
+//! 2. the mutex in `Rings`: the list of the vCPUs' dirty rings.
+//! 3. `guarded`, a spin lock: tables and the count of invalidations under way. Nothing sleeps under it.
+//! 4. the spin lock in `Current`: the current slots.
 //!
 //! # How a mapping stays true
 //!
@@ -17,6 +18,7 @@
 //! cleared already flushes as well, unless a flush has come after: `cleared` and `flushed` tell.
 
 use super::access::View;
+use super::ring::Rings;
 use super::slots::Change;
 use super::slots::Current;
 use super::tables::Tables;
@@ -68,6 +70,7 @@ pub(crate) struct Memory<F: PageFormat> {
     #[pin]
     pub(super) guarded: SpinLock<Guarded<F>>,
     pub(super) current: Arc<Current>,
+    pub(super) rings: Arc<Rings>,
     /// Counts what vCPUs must flush their TLBs for.
     flushes: AtomicU64,
     root: u64,
@@ -91,6 +94,7 @@ impl<F: PageFormat> Memory<F> {
                     flushed: 0,
                 }, "xvm_tables"),
                 current: Current::new()?,
+                rings: Rings::new()?,
                 flushes: AtomicU64::new(1),
                 root,
                 kick,
@@ -110,9 +114,13 @@ impl<F: PageFormat> Memory<F> {
         self.flushes.load(Ordering::SeqCst)
     }
 
-    /// A vCPU's view of it.
-    pub(crate) fn view(&self) -> View {
-        View::new(self.current.clone())
+    /// A new vCPU's view of it, with its dirty ring if it is to have one. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn view(&self) -> Result<View> {
+        View::new(self.current.clone(), self.rings.clone())
     }
 
     /// Adds, moves or deletes a slot, or turns logging of its writes on or off. May sleep.
@@ -128,7 +136,7 @@ impl<F: PageFormat> Memory<F> {
             return Ok(());
         }
         let old = current.by_id(region.id);
-        if change != Change::Delete && region.logged {
+        if change != Change::Delete && region.logged && !self.rings.are_used() {
             region.dirty = Some(match old.and_then(|old| old.dirty.clone()) {
                 Some(dirty) => dirty,
                 None => {
@@ -142,7 +150,8 @@ impl<F: PageFormat> Memory<F> {
         // Mappings made from the old slots before the change are here; later ones are refused by their generation.
         match (change, old) {
             (Change::Flags, Some(old)) if logged => {
-                self.begin_log(&old.range(), options.initially_set);
+                let all_set = options.initially_set && !self.rings.are_used();
+                self.begin_log(&old.range(), all_set);
             }
             // Larger pages come back by faults.
             (_, Some(old)) => self.unmap(&old.range()),
