@@ -140,15 +140,15 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Whether the 8259 pair asks for an interrupt that this vCPU's local APIC lets through.
     pub(crate) fn pic_interrupt(&self) -> bool {
-        let asked = self
+        // Few systems leave the virtual wire open, so that is asked first.
+        let open = self
+            .lapic
+            .as_ref()
+            .is_some_and(|lapic| lapic.accepts_extint());
+        open && self
             .vm
             .irqchip()
-            .is_some_and(|irqchip| irqchip.pic_output());
-        asked
-            && self
-                .lapic
-                .as_ref()
-                .is_some_and(|lapic| lapic.accepts_extint())
+            .is_some_and(|irqchip| irqchip.pic_output())
     }
 
     fn interrupt_delivered(&mut self) {

@@ -6,10 +6,15 @@
 use super::emulate;
 use super::emulate::CodeSize;
 use super::emulate::Insn;
+use super::guest_memory::INSN_MAX;
+use super::memory::Region;
 use super::memory::View;
 use super::state::CodeContext;
 use super::vcpu::Vcpu;
 use super::XvmOps;
+
+/// Two words, which hold any instruction.
+const ROOM: u64 = 16;
 
 /// The length of an instruction, of which `word` has the first eight bytes, that is the same in every mode and has no prefix, as nearly all
 /// that are intercepted.
@@ -26,10 +31,11 @@ fn plain_length(word: u64) -> Option<u8> {
     }
 }
 
-/// The first eight bytes of the instruction at RIP in 64-bit code, if they are in one page, and four-level tables that are present, accessed,
-/// and free of anything unusual say that it may be executed: the common case of `walk::inspect`, which has the last word on all others.
+/// Where the instruction at RIP is in guest-physical memory, and the slot, for 64-bit code with [`ROOM`] bytes left in its page, if four-level
+/// tables that are present, accessed, and free of anything unusual say that it may be executed: the common case of
+/// `walk::inspect`, which has the last word on all others.
 #[inline]
-fn code_word(slots: &View, context: &CodeContext) -> Option<u64> {
+fn plain_place<'a>(slots: &'a View, context: &CodeContext) -> Option<(&'a Region, u64)> {
     const PRESENT_ACCESSED: u64 = 1 << 0 | 1 << 5;
     const USER: u64 = 1 << 2;
     const LARGE: u64 = 1 << 7;
@@ -39,7 +45,7 @@ fn code_word(slots: &View, context: &CodeContext) -> Option<u64> {
     const PAGE: u64 = 4096;
     // Long mode has paging and PAE.
     let linear = context.rip;
-    if context.code_size() != CodeSize::Bits64 || linear % PAGE > PAGE - 8 {
+    if context.code_size() != CodeSize::Bits64 || linear % PAGE > PAGE - ROOM {
         return None;
     }
     let mut table = context.cr3 & ADDRESS;
@@ -65,7 +71,7 @@ fn code_word(slots: &View, context: &CodeContext) -> Option<u64> {
             if !region.holds(gpa) {
                 region = slots.by_gpa(gpa)?;
             }
-            return region.read_word_nofault(gpa).filter(|_| allowed);
+            return allowed.then_some((region, gpa));
         }
     }
     None
@@ -75,11 +81,12 @@ impl<V: XvmOps> Vcpu<V> {
     /// Decodes the instruction at RIP if its bytes are present, without sleeping.
     pub(crate) fn decode_nofault(&mut self) -> Option<Insn> {
         let context = V::code_context(&self.arch);
-        if let Some(word) = code_word(self.current_slots(), &context) {
-            // What goes on after the word comes below.
-            if let Ok(insn) = emulate::decode(&word.to_le_bytes(), CodeSize::Bits64) {
-                return Some(insn);
-            }
+        if let Some((region, gpa)) = plain_place(self.current_slots(), &context) {
+            let mut bytes = [0; ROOM as usize];
+            let (low, high) = bytes.split_at_mut(8);
+            low.copy_from_slice(&region.read_word_nofault(gpa)?.to_le_bytes());
+            high.copy_from_slice(&region.read_word_nofault(gpa.wrapping_add(8))?.to_le_bytes());
+            return emulate::decode(&bytes[..INSN_MAX], CodeSize::Bits64).ok();
         }
         let (bytes, length) = self.fetch_nofault(&context)?;
         emulate::decode(bytes.get(..length)?, context.code_size()).ok()
@@ -88,7 +95,8 @@ impl<V: XvmOps> Vcpu<V> {
     /// The length of the intercepted instruction at RIP, as [`Vcpu::decode_nofault`].
     pub(crate) fn length_nofault(&mut self) -> Option<u8> {
         let context = V::code_context(&self.arch);
-        code_word(self.current_slots(), &context)
+        plain_place(self.current_slots(), &context)
+            .and_then(|(region, gpa)| region.read_word_nofault(gpa))
             .and_then(plain_length)
             .or_else(|| self.decode_nofault().map(|insn| insn.length))
     }
