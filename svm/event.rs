@@ -22,6 +22,14 @@ const RFLAGS_IF: u64 = 1 << 9;
 const INT3: u8 = 3;
 const INTO: u8 = 4;
 
+/// An injected software interrupt. Its instruction can't be left to raise it again: it may be one that is intercepted.
+#[derive(Clone, Copy, Debug)]
+struct Software {
+    event: Event,
+    /// RIP of its instruction, and the one behind.
+    rip: (u64, u64),
+}
+
 /// The state of a vCPU's events that the VMCB doesn't hold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Events {
@@ -37,8 +45,8 @@ pub(super) struct Events {
     pub(super) last_injected: EventField,
     /// EXITINTINFO of the last exit, until it is handed out.
     cut_short: Option<EventField>,
-    /// A software interrupt was injected by moving RIP behind the instruction: where it is now, and was before.
-    moved: Option<(u64, u64)>,
+    /// A software interrupt was injected.
+    software: Option<Software>,
 }
 
 impl Events {
@@ -52,7 +60,7 @@ impl Events {
             injected: EventField::NONE,
             last_injected: EventField::NONE,
             cut_short: None,
-            moved: None,
+            software: None,
         }
     }
 }
@@ -98,7 +106,7 @@ impl Vcpu {
                 length,
                 exception,
             } => {
-                self.inject_software(length);
+                self.inject_software(event, length);
                 let kind = match exception {
                     true => kind::EXCEPTION,
                     false => kind::SOFTWARE,
@@ -111,7 +119,7 @@ impl Vcpu {
     }
 
     /// The return address of a software interrupt is behind its instruction: in NextRIP, where the CPU has it, and in RIP otherwise.
-    fn inject_software(&mut self, length: u8) {
+    fn inject_software(&mut self, event: Event, length: u8) {
         let next_rip = self.features.next_rip;
         let vmcb = self.vmcb_mut();
         let rip = vmcb.save.rip;
@@ -120,8 +128,11 @@ impl Vcpu {
             vmcb.control.next_rip = behind;
         } else {
             vmcb.save.rip = behind;
-            self.events.moved = Some((behind, rip));
         }
+        self.events.software = Some(Software {
+            event,
+            rip: (rip, behind),
+        });
     }
 
     /// Offers an interrupt or none, asks for windows or none. Never delivers for certain: the CPU itself waits for the guest.
@@ -198,9 +209,10 @@ impl Vcpu {
         }
     }
 
-    /// The event whose delivery the last exit cut short. Software interrupts are not among them: RIP is at their instruction, which does it again.
+    /// The event whose delivery the last exit cut short. Software interrupts that the guest's own instruction raised are not among them: RIP
+    /// is at it, and it does it again.
     fn take_cut_short(&mut self) -> Option<Event> {
-        let moved = self.events.moved.take();
+        let software = self.events.software.take();
         let field = self.events.cut_short.take()?;
         let vector = *field.vector() as u8;
         let error_code = field.has_error_code().then(|| *field.error_code() as u32);
@@ -214,13 +226,12 @@ impl Vcpu {
                 Some(Event::Exception { vector, error_code })
             }
             _ => {
-                if let Some((behind, before)) = moved {
-                    let save = &mut self.vmcb_mut().save;
-                    if save.rip == behind {
-                        save.rip = before;
-                    }
+                let Software { event, rip } = software?;
+                let save = &mut self.vmcb_mut().save;
+                if save.rip == rip.1 {
+                    save.rip = rip.0;
                 }
-                None
+                Some(event)
             }
         }
     }
@@ -233,6 +244,7 @@ impl Vcpu {
             sti: vmcb.control.interrupt_state.shadow(),
             mov_ss: false,
             nmi: self.nmi_blocked(),
+            trap: self.debug.is_trap_due(),
         }
     }
 
@@ -242,6 +254,7 @@ impl Vcpu {
         control.interrupt_state = control
             .interrupt_state
             .with_shadow(state.sti || state.mov_ss);
+        self.set_trap(state.trap);
         if state.nmi != self.nmi_blocked() {
             match state.nmi {
                 true => self.begin_nmi(),

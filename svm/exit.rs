@@ -34,6 +34,7 @@ mod code {
     pub(super) const CPUID: u64 = 0x72;
     pub(super) const RSM: u64 = 0x73;
     pub(super) const IRET: u64 = 0x74;
+    pub(super) const SOFTWARE_INTERRUPT: u64 = 0x75;
     pub(super) const INVD: u64 = 0x76;
     pub(super) const PAUSE: u64 = 0x77;
     pub(super) const HLT: u64 = 0x78;
@@ -139,9 +140,10 @@ fn rare_exit(vcpu: &mut Vcpu, code: u64) -> Option<Exit> {
         code::RDPMC => Exit::Refused,
         code::TASK_SWITCH => Exit::TaskSwitch,
         code::SHUTDOWN => Exit::TripleFault,
-        code::READ_CR..=code::READ_CR15 => Exit::Instruction,
+        code::READ_CR..=code::READ_CR15 | code::SOFTWARE_INTERRUPT => Exit::Instruction,
         code::WRITE_CR..=code::WRITE_CR15 => cr_write(vcpu, (code - code::WRITE_CR) as u8),
         code::CR0_SELECTIVE => cr_write(vcpu, 0),
+        code::READ_DR..=code::WRITE_DR15 if vcpu.debug.is_vmms() => Exit::Instruction,
         code::READ_DR..=code::WRITE_DR15 => {
             vcpu.load_debug_addresses();
             return None;
@@ -208,6 +210,9 @@ fn exception(vcpu: &mut Vcpu, vector: u64) -> Exit {
             window.machine_check = true;
         }
         return Exit::Host;
+    }
+    if vector == DB {
+        return vcpu.debug_exit();
     }
     Exit::Exception {
         vector: vector as u8,

@@ -22,6 +22,7 @@ mod first {
     pub(super) const CPUID: u32 = 1 << 18;
     pub(super) const RSM: u32 = 1 << 19;
     pub(super) const IRET: u32 = 1 << 20;
+    pub(super) const SOFTWARE_INTERRUPT: u32 = 1 << 21;
     pub(super) const INVD: u32 = 1 << 22;
     pub(super) const PAUSE: u32 = 1 << 23;
     pub(super) const HLT: u32 = 1 << 24;
@@ -64,6 +65,9 @@ mod third {
 /// Exceptions. #DB and #AC because a guest can make the CPU deliver them for ever (CVE-2015-8104, CVE-2015-5307), #UD to find VMCALL,
 /// #MC for the host.
 const EXCEPTIONS: u32 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
+
+/// #BP, for the VMM's debugger.
+const BREAKPOINT: u32 = 1 << 3;
 
 /// Writes of CR4, and of CR8: the virtual APIC must learn of a lower TPR.
 const CR_WRITES: u32 = (1 << 4 | 1 << 8) << 16;
@@ -118,6 +122,13 @@ impl Control {
     /// Intercepts the moment when a virtual interrupt would be taken, or no longer.
     pub(super) fn intercept_virtual_interrupt(&mut self, on: bool) {
         set(&mut self.intercepts[0], first::VINTR, on);
+        self.clean = self.clean.with_intercepts(false);
+    }
+
+    /// Intercepts INT3, or no longer. QEMU's emulation takes it for one of the software interrupts, which real CPUs don't.
+    pub(super) fn intercept_int3(&mut self, on: bool) {
+        set(&mut self.intercept_exceptions, BREAKPOINT, on);
+        set(&mut self.intercepts[0], first::SOFTWARE_INTERRUPT, on);
         self.clean = self.clean.with_intercepts(false);
     }
 

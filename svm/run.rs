@@ -17,8 +17,10 @@ use crate::xvm::Exit;
 #[inline]
 pub(super) fn run(vcpu: &mut Vcpu, cpu: &Cpu) -> Exit {
     loop {
-        if vcpu.attention && vcpu.prepare(cpu) {
-            return Exit::NmiWindow;
+        if vcpu.attention {
+            if let Some(exit) = vcpu.prepare(cpu) {
+                return exit;
+            }
         }
         vcpu.enter();
         if vcpu.attention && vcpu.finish_step(exit::is_debug_exception(vcpu)) {
@@ -31,18 +33,22 @@ pub(super) fn run(vcpu: &mut Vcpu, cpu: &Cpu) -> Exit {
 }
 
 impl Vcpu {
-    /// Before an entry that needs more than most. True when there is to be none, because the NMI window is here.
+    /// Before an entry that needs more than most. The exit, when there is to be none: a trap is due, or the NMI window is here.
     #[inline(never)]
-    fn prepare(&mut self, cpu: &Cpu) -> bool {
+    fn prepare(&mut self, cpu: &Cpu) -> Option<Exit> {
+        if let Some(exit) = self.take_trap() {
+            return Some(exit);
+        }
         if self.nmi_window_reached() {
-            return true;
+            return Some(Exit::NmiWindow);
         }
         self.reload();
         self.obey_flush(cpu);
+        self.prepare_debugging();
         self.load_enabled_breakpoints();
         self.seek_nmi_window(cpu);
-        self.attention = self.nmi_window_sought();
-        false
+        self.attention = self.nmi_window_sought() || self.debug.is_vmms();
+        None
     }
 
     /// One entry and exit.

@@ -32,12 +32,10 @@ const CR0_CACHE: u64 = 0b11 << 29;
 const CR4_MCE: u64 = 1 << 6;
 /// RFLAGS: bit 1 reads as 1.
 const RFLAGS_FIXED: u64 = 2;
-/// DR7: bit 10 reads as 1.
-const DR7_FIXED: u64 = 1 << 10;
-/// DR6: its bits that read as 1.
-pub(super) const DR6: u64 = 0xffff_0ff0;
 /// EFER.LMA.
 const EFER_LMA: u64 = 1 << 10;
+/// RFLAGS.TF.
+const RFLAGS_TF: u64 = 1 << 8;
 /// RFLAGS.RF.
 const RFLAGS_RF: u64 = 1 << 16;
 
@@ -142,7 +140,7 @@ impl Save {
         self.rflags = regs.rflags | RFLAGS_FIXED;
     }
 
-    /// Sets all that the VMCB has of `regs`; DR0 to DR3 and the PDPTEs are not among it.
+    /// Sets all that the VMCB has of `regs` but the debug registers.
     pub(super) fn set_system_regs(&mut self, regs: &SystemRegs) {
         for (segment, wanted) in segments_mut(self).into_iter().zip(&regs.segments) {
             *segment = vmcb::Segment::from_neutral(wanted);
@@ -155,8 +153,6 @@ impl Save {
         self.cr3 = regs.cr3;
         self.cr4 = regs.cr4 | x86::cr4() & CR4_MCE;
         self.efer = regs.efer | EFER_SVME;
-        self.dr6 = regs.debug.dr6 | DR6;
-        self.dr7 = regs.debug.dr7 | DR7_FIXED;
     }
 }
 
@@ -164,7 +160,10 @@ impl Vcpu {
     /// Sets the general registers, RIP and RFLAGS.
     pub(super) fn load_user_regs(&mut self, regs: &UserRegs) {
         self.context.gprs = regs.gprs;
-        self.vmcb_mut().save.set_user_regs(regs);
+        let rflags = self.show_rflags(regs.rflags);
+        self.vmcb_mut()
+            .save
+            .set_user_regs(&UserRegs { rflags, ..*regs });
     }
 
     /// Reads them.
@@ -175,7 +174,7 @@ impl Vcpu {
         UserRegs {
             gprs,
             rip: save.rip,
-            rflags: save.rflags,
+            rflags: self.debug.hide_step(save.rflags),
         }
     }
 
@@ -189,8 +188,12 @@ impl Vcpu {
         let save = &mut vmcb.save;
         let behind = save.rip.wrapping_add(u64::from(length));
         save.rip = behind & save.rip_mask();
-        save.rflags &= !RFLAGS_RF;
+        let rflags = save.rflags;
+        save.rflags = rflags & !RFLAGS_RF;
         vmcb.control.interrupt_state = vmcb.control.interrupt_state.with_shadow(false);
+        if rflags & RFLAGS_TF != 0 {
+            self.note_trap();
+        }
         true
     }
 
@@ -229,7 +232,7 @@ impl Vcpu {
             hidden.cr0_cache != 0,
             hidden.cr4_mce != vmcb.save.cr4 & CR4_MCE,
         );
-        self.set_debug_addresses(&regs.debug.address);
+        self.set_debug_regs(&regs.debug);
         self.drop_translations();
     }
 
@@ -272,6 +275,7 @@ impl Vcpu {
         let control = &mut self.vmcb_mut().control;
         control.tsc_offset = config.tsc_offset;
         control.clean = control.clean.with_intercepts(false);
+        self.set_debugging(config.debug);
     }
 }
 

@@ -5,7 +5,7 @@
 use super::asid::Tag;
 use super::asm;
 use super::asm::Context;
-use super::debug::DebugAddresses;
+use super::debug::Debug;
 use super::event::Events;
 use super::nmi::Nmi;
 use super::npt;
@@ -47,7 +47,7 @@ pub(crate) struct Vcpu {
     pub(super) tsc_aux: u64,
     pub(super) debug_control: u64,
     pub(super) spec_ctrl: u64,
-    pub(super) debug: DebugAddresses,
+    pub(super) debug: Debug,
     pub(super) events: Events,
     pub(super) nmi: Nmi,
     /// Its ASID in windows that don't borrow SVM from KVM.
@@ -90,7 +90,7 @@ impl Vcpu {
             tsc_aux: 0,
             debug_control: 0,
             spec_ctrl: 0,
-            debug: DebugAddresses::default(),
+            debug: Debug::default(),
             events: Events::new(),
             nmi: Nmi::default(),
             tag: Tag::default(),

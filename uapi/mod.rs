@@ -47,6 +47,7 @@ plain!(
     kvm_debugregs,
     kvm_device_attr,
     kvm_fpu,
+    kvm_guest_debug,
     kvm_interrupt,
     kvm_irq_level,
     kvm_irq_routing_entry,

@@ -144,6 +144,8 @@ pub(super) fn inject(vcpu: &mut Vcpu, event: Event) {
         // 3, 28.2.1.3).
         set_blocking(vcpu, BLOCKING_BY_NMI, false);
     }
+    // An entry that delivers an event forgets the traps that are due (SDM vol 3, 28.7.3).
+    vcpu.debug.trap = false;
     vcpu.events.injection = Some(event.into());
 }
 
@@ -168,6 +170,7 @@ fn can_take_interrupt(vcpu: &Vcpu) -> bool {
     vcpu.events.injection.is_none()
         && vcpu.cache.get(&vcpu.vmcs, Cached::Rflags) & RFLAGS_IF != 0
         && blocking(vcpu) & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0
+        && !vcpu.debug.trap
 }
 
 fn blocking(vcpu: &Vcpu) -> u64 {
@@ -190,6 +193,7 @@ pub(super) fn interruptibility(vcpu: &Vcpu) -> Interruptibility {
         sti: state & BLOCKING_BY_STI != 0,
         mov_ss: state & BLOCKING_BY_MOV_SS != 0,
         nmi: state & BLOCKING_BY_NMI != 0,
+        trap: vcpu.debug.trap,
     }
 }
 
@@ -198,6 +202,21 @@ pub(super) fn set_interruptibility(vcpu: &mut Vcpu, state: Interruptibility) {
     set_blocking(vcpu, BLOCKING_BY_STI, state.sti);
     set_blocking(vcpu, BLOCKING_BY_MOV_SS, state.mov_ss);
     set_blocking(vcpu, BLOCKING_BY_NMI, state.nmi);
+    if vcpu.debug.trap != state.trap {
+        set_trap(vcpu, state.trap);
+    }
+}
+
+/// Makes the trap of a single step due, or no longer.
+#[cold]
+fn set_trap(vcpu: &mut Vcpu, due: bool) {
+    vcpu.debug.trap = due;
+    let pending = vcpu.vmcs.read(field::GUEST_PENDING_DEBUG);
+    let wanted = match due {
+        true => pending | PENDING_BS,
+        false => pending & !PENDING_BS,
+    };
+    vcpu.vmcs.write(field::GUEST_PENDING_DEBUG, wanted);
 }
 
 /// After an instruction was carried out for the guest: ends the interrupt shadow and RFLAGS.RF, and makes the
@@ -209,9 +228,7 @@ pub(super) fn note_retired(vcpu: &mut Vcpu) {
         vcpu.cache.set(Cached::Rflags, rflags & !RFLAGS_RF);
     }
     if rflags & RFLAGS_TF != 0 {
-        let pending = vcpu.vmcs.read(field::GUEST_PENDING_DEBUG);
-        vcpu.vmcs
-            .write(field::GUEST_PENDING_DEBUG, pending | PENDING_BS);
+        set_trap(vcpu, true);
     }
 }
 
@@ -221,6 +238,10 @@ pub(super) fn reconcile(vcpu: &Vcpu) {
     let state = blocking(vcpu);
     if state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0 {
         return;
+    }
+    if vcpu.debug.steps() {
+        // Entry would demand a trap that is due now, and the guest never get anywhere. Interrupts are held back by whoever steps.
+        return set_blocking(vcpu, BLOCKING_BY_STI | BLOCKING_BY_MOV_SS, false);
     }
     let rflags = vcpu.cache.get(&vcpu.vmcs, Cached::Rflags);
     // Blocking by STI needs IF, and doesn't go with blocking by MOV SS.

@@ -84,6 +84,7 @@ pub(super) fn after(vcpu: &mut Vcpu) -> Option<Exit> {
         reason::TPR_BELOW_THRESHOLD => Exit::TprChanged,
         reason::EPT_VIOLATION => memory(vcpu),
         reason::XSETBV => Exit::Xsetbv,
+        reason::MOV_DR if vcpu.debug.is_vmms() => Exit::Instruction,
         reason::MOV_DR => {
             debug::load(vcpu);
             return None;
@@ -118,14 +119,14 @@ fn exception(vcpu: &mut Vcpu) -> Exit {
             return Exit::Host;
         }
         DB => {
-            let qualification = qualification(vcpu);
-            debug::note_exception(vcpu, qualification);
             if info.is_int1() {
                 // A trap, though the exit is before the instruction.
                 let length = vcpu.cache.get(&vcpu.vmcs, Cached::InstructionLength);
                 let rip = vcpu.cache.get(&vcpu.vmcs, Cached::Rip);
                 vcpu.cache.set(Cached::Rip, rip.wrapping_add(length));
             }
+            let qualification = qualification(vcpu);
+            return debug::exit(vcpu, qualification);
         }
         _ => {}
     }

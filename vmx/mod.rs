@@ -136,6 +136,7 @@ impl XvmOps for Vmx {
 
     fn configure(vcpu: &mut Self::Vcpu, config: &Config) {
         vcpu.tsc_offset.set(config.tsc_offset);
+        debug::set_debugging(vcpu, config.debug);
     }
 
     fn check_guest_faults(vcpu: &mut Self::Vcpu) -> Delivery {

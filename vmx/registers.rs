@@ -58,7 +58,8 @@ pub(super) fn load_user(vcpu: &mut Vcpu, regs: &UserRegs) {
     vcpu.frame.gprs = regs.gprs;
     vcpu.cache.set(Cached::Rsp, regs.gprs.0[RSP]);
     vcpu.cache.set(Cached::Rip, regs.rip);
-    vcpu.cache.set(Cached::Rflags, regs.rflags);
+    let rflags = debug::show_rflags(vcpu, regs.rflags);
+    vcpu.cache.set(Cached::Rflags, rflags);
 }
 
 /// `XvmOps::store_cpu_user_regs`.
@@ -68,7 +69,9 @@ pub(super) fn store_user(vcpu: &Vcpu) -> UserRegs {
     UserRegs {
         gprs,
         rip: vcpu.cache.get(&vcpu.vmcs, Cached::Rip),
-        rflags: vcpu.cache.get(&vcpu.vmcs, Cached::Rflags),
+        rflags: vcpu
+            .debug
+            .hide_step(vcpu.cache.get(&vcpu.vmcs, Cached::Rflags)),
     }
 }
 

@@ -32,7 +32,7 @@ use kernel::prelude::*;
 
 /// The exceptions that exit: #DB and #AC, which a guest can make the CPU deliver without end (CVE-2015-5307,
 /// CVE-2015-8104), #UD for hypercalls of the other vendor, #MC because it is the host's.
-const EXCEPTIONS: u64 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
+pub(super) const EXCEPTIONS: u64 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 
 /// PAUSE-loop exiting: the most ticks between two PAUSEs of one loop, and the ticks after which the loop exits.
 const PLE: (u64, u64) = (128, 4096);

@@ -28,8 +28,8 @@ impl<V: XvmOps> Vcpu<V> {
         if !self.shared.mailbox.is_empty() && !self.take_mail() {
             return false;
         }
-        if self.events.triple_fault {
-            return false;
+        if self.events.triple_fault | self.events.held {
+            return self.prepare_rare();
         }
         if let Some(lapic) = &self.lapic {
             let cr8 = lapic.tpr() >> 4;
@@ -46,6 +46,21 @@ impl<V: XvmOps> Vcpu<V> {
             offer.nmi_window = !self.inject_nmi();
         }
         self.offer_interrupt(offer);
+        true
+    }
+
+    /// The same where the vCPU shuts down (false), or interrupts are held back.
+    #[cold]
+    fn prepare_rare(&mut self) -> bool {
+        if self.events.triple_fault {
+            return false;
+        }
+        if let Some(event) = self.events.injected.take() {
+            V::inject_exception(&mut self.arch, event);
+            self.events.fresh = false;
+        }
+        V::offer_interrupt(&mut self.arch, Offer::default());
+        self.events.offered = None;
         true
     }
 
@@ -83,7 +98,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     fn inject_nmi(&mut self) -> bool {
         let state = V::interruptibility(&self.arch);
-        if state.nmi || state.sti || state.mov_ss {
+        if state.nmi || state.sti || state.mov_ss || state.trap {
             return false;
         }
         self.events.nmis -= 1;
@@ -135,7 +150,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// Whether nothing keeps an external interrupt from the guest.
     pub(crate) fn interruptible(&self) -> bool {
         let state = V::interruptibility(&self.arch);
-        state.interrupt_flag && !state.sti && !state.mov_ss
+        state.interrupt_flag && !state.sti && !state.mov_ss && !state.trap
     }
 
     /// Whether the 8259 pair asks for an interrupt that this vCPU's local APIC lets through.
@@ -214,6 +229,7 @@ impl<V: XvmOps> Vcpu<V> {
         let events = &self.events;
         events.nmis != 0
             || events.injected.is_some()
+            || V::interruptibility(&self.arch).trap
             || ((pending || events.interrupt.is_some() || self.pic_interrupt())
                 && self.interruptible())
     }

@@ -72,7 +72,7 @@ struct Piece {
 }
 
 impl<'a, V: XvmOps> Emulation<'a, V> {
-    fn new(vcpu: &'a mut Vcpu<V>) -> Self {
+    pub(super) fn new(vcpu: &'a mut Vcpu<V>) -> Self {
         Self {
             user: V::store_cpu_user_regs(&vcpu.arch),
             context: V::code_context(&vcpu.arch),
@@ -236,10 +236,7 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
     /// Gives the registers back.
     fn finish(&mut self) {
         V::load_cpu_user_regs(&mut self.vcpu.arch, &self.user);
-        let mut state = V::interruptibility(&self.vcpu.arch);
-        state.sti = false;
-        state.mov_ss = false;
-        V::set_interruptibility(&mut self.vcpu.arch, state);
+        V::update_eip(&mut self.vcpu.arch, Some(0));
         self.vcpu.replay.clear();
     }
 }

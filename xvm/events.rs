@@ -22,6 +22,8 @@ pub(crate) struct Events {
     pub(crate) offered: Option<Offered>,
     /// An exception during the delivery of a double fault: the vCPU shuts down.
     pub(crate) triple_fault: bool,
+    /// The VMM debugs, and doesn't want interrupts and NMIs to come in between.
+    pub(crate) held: bool,
 }
 
 /// How exceptions combine (SDM vol 3, 7.15, table 7-4).

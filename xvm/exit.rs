@@ -93,6 +93,13 @@ pub(crate) enum Exit {
         /// Its error code, if the vector has one.
         error_code: Option<u32>,
     },
+    /// #DB while the VMM debugs (`Config::debug`). Nothing of it is in the guest's own debug registers.
+    Debug {
+        /// DR6 as the CPU has set it, from a value that said nothing.
+        dr6: u64,
+        /// The DR7 that is in force.
+        dr7: u64,
+    },
     /// The guest can take an external interrupt now.
     InterruptWindow,
     /// The guest can take an NMI now.

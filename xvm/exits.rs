@@ -10,6 +10,7 @@ use super::state::RCX;
 use super::state::RDX;
 use super::vcpu::MpState;
 use super::vcpu::Vcpu;
+use super::vectors::BREAKPOINT;
 use super::vectors::GENERAL_PROTECTION;
 use super::vectors::INVALID_OPCODE;
 use super::Exit;
@@ -52,8 +53,10 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
         },
         Exit::Undefined => raise(vcpu, INVALID_OPCODE, None),
         Exit::Refused => raise(vcpu, GENERAL_PROTECTION, Some(0)),
-        // #UD may be the other vendor's hypercall, to be looked at outside.
-        Exit::Exception { vector, error_code } if vector != INVALID_OPCODE => {
+        // #UD may be the other vendor's hypercall, to be looked at outside; #BP exits for the VMM's debugger.
+        Exit::Exception { vector, error_code }
+            if vector != INVALID_OPCODE && vector != BREAKPOINT =>
+        {
             raise(vcpu, vector, error_code)
         }
         // The next look at the events does what these ask for.

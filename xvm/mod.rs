@@ -29,6 +29,7 @@
 //! | `pv` | the paravirtual interface: kvmclock and what else guests know of KVM |
 //! | `mce` | machine-check registers, errors that the VMM reports |
 //! | `lapic_state`, `mp_state`, `vcpu_events` | local APIC, running or waiting, pending events |
+//! | `guest_debug` | debugging the guest from outside |
 //! | `translate`, `tsc` | address translation, the time-stamp counter |
 //! | **A VM's parts** | |
 //! | `memory` | guest-physical memory |
@@ -52,6 +53,7 @@ pub(crate) mod exit;
 mod exits;
 mod extension;
 mod fpu;
+mod guest_debug;
 mod guest_memory;
 mod irqchip;
 mod kernel_devices;

@@ -75,6 +75,20 @@ pub(crate) struct Config {
     pub(crate) tsc_offset: u64,
     /// What the host's TSC is multiplied with before that, with [`TscScaling::fraction`] bits behind the point. `None`: 1.
     pub(crate) tsc_ratio: Option<u64>,
+    /// Debugging by the VMM.
+    pub(crate) debug: Option<Debugging>,
+}
+
+/// What debugging by the VMM takes. As long as there is such, accesses to debug registers exit ([`Exit::Instruction`]), and so does #DB, with
+/// [`Exit::Debug`]; the debug registers of [`SystemRegs`] are what the guest sees, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Debugging {
+    /// DR0 to DR3, and DR7, that are in force instead of the guest's.
+    pub(crate) breakpoints: Option<([u64; 4], u64)>,
+    /// RFLAGS.TF is in force from now on and after each [`Exit::Debug`]; the RFLAGS of [`UserRegs`] have the guest's own.
+    pub(crate) step: bool,
+    /// INT3 exits: with [`Exit::Exception`], or [`Exit::Instruction`], which may then be an INT n as well.
+    pub(crate) int3: bool,
 }
 
 /// What the guest is to get, or tell, as soon as it can take it. Each offer replaces the one before.
@@ -208,7 +222,8 @@ pub(crate) trait XvmOps: Sized + Send + Sync + 'static {
     // --- instructions and translations ---
 
     /// Moves RIP behind the instruction that exited, which was carried out for the guest; ends the interrupt shadow and
-    /// RFLAGS.RF. `length` in bytes (1 to 15) is what the decoder says; with `None` the CPU's own word counts. False when the
+    /// RFLAGS.RF; with RFLAGS.TF in force the next run ends with the trap, before the guest has executed anything. `length` in bytes (1 to
+    /// 15) is what the decoder says, 0 when RIP has been moved already; with `None` the CPU's own word counts. False when the
     /// CPU doesn't tell the length: then nothing has changed, and the caller must decode.
     fn update_eip(vcpu: &mut Self::Vcpu, length: Option<u8>) -> bool;
 

@@ -95,6 +95,9 @@ impl<V: XvmOps> Vcpu<V> {
         if self.immediate_exit() {
             return Err(EINTR);
         }
+        if self.config.debug.is_some() {
+            self.begin_debugging();
+        }
         self.window_wanted = self.asked_window() && self.lapic.is_none();
         if self.window_wanted && self.ready_for_interrupt() {
             self.set_exit(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
@@ -134,6 +137,7 @@ impl<V: XvmOps> Vcpu<V> {
         match exit {
             Exit::Memory(fault) => self.memory_fault(&fault),
             Exit::Port(access) if !access.string => self.port(&access),
+            Exit::Instruction if self.config.debug.is_some() => self.debugged_instruction(),
             Exit::Port(_) | Exit::Instruction => self.emulate_exit(),
             Exit::Cr(access) => {
                 let before = self.cr8;
@@ -143,6 +147,10 @@ impl<V: XvmOps> Vcpu<V> {
             Exit::Hlt => self.halt(),
             Exit::Xsetbv => self.xsetbv_exit(),
             Exit::Pause => Ok(Next::Guest),
+            Exit::Debug { dr6, dr7 } => self.debug_trap(dr6, dr7),
+            Exit::Exception { vector, .. } if vector == vectors::BREAKPOINT => {
+                Ok(self.software_breakpoint())
+            }
             Exit::Exception { .. } => self.invalid_opcode(),
             Exit::InterruptWindow => {
                 self.window_wanted = false;
@@ -261,7 +269,7 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     /// Emulates the instruction at RIP.
-    fn emulate_exit(&mut self) -> Result<Next> {
+    pub(super) fn emulate_exit(&mut self) -> Result<Next> {
         let before = self.cr8;
         match self.emulate() {
             Emulated::Done => self.after_cr8(before),
@@ -406,7 +414,7 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     /// Brings the page of the instruction at RIP in, so that it can be read inside the window.
-    fn touch_code(&mut self) -> Result<Next> {
+    pub(super) fn touch_code(&mut self) -> Result<Next> {
         match self.fetch_code() {
             Ok(()) => Ok(Next::Guest),
             Err(error) if error == EAGAIN => Ok(Next::Guest),

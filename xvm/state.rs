@@ -150,6 +150,17 @@ pub(crate) enum Event {
     },
 }
 
+impl Event {
+    /// #BP or #OF as their instructions of one byte raise them: RIP is at the instruction.
+    pub(crate) fn software_exception(vector: u8) -> Self {
+        Event::Software {
+            vector,
+            length: 1,
+            exception: true,
+        }
+    }
+}
+
 /// What keeps interrupts and NMIs from the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Interruptibility {
@@ -161,6 +172,8 @@ pub(crate) struct Interruptibility {
     pub(crate) mov_ss: bool,
     /// An NMI was delivered and IRET has not ended it.
     pub(crate) nmi: bool,
+    /// The trap of a single step is due (`XvmOps::update_eip`): interrupts and NMIs come after it.
+    pub(crate) trap: bool,
 }
 
 impl UserRegs {

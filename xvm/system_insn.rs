@@ -28,6 +28,18 @@ impl<V: XvmOps> Emulation<'_, V> {
                 this.set_gpr(to.index, value);
                 Ok(())
             }),
+            (Op::MovDr, [Operand::Debug(dr), Operand::Register(from)]) => {
+                let value = match from.size {
+                    8 => self.gpr(from.index),
+                    _ => self.gpr(from.index) & 0xffff_ffff,
+                };
+                self.privileged(|this| this.vcpu.write_dr(dr, value))
+            }
+            (Op::MovDr, [Operand::Register(to), Operand::Debug(dr)]) => self.privileged(|this| {
+                let value = this.vcpu.read_dr(dr)?;
+                this.set_gpr(to.index, value);
+                Ok(())
+            }),
             (Op::Clts, _) => self.privileged(|this| this.vcpu.clts()),
             (Op::Lmsw, [operand, _]) => match emulate::load(self, insn, &operand) {
                 Ok(value) => self.privileged(|this| this.vcpu.lmsw(value as u16)),

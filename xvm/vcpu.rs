@@ -8,6 +8,7 @@
 use super::cpuid::GuestCpuid;
 use super::events::Events;
 use super::extension;
+use super::guest_debug::GuestDebug;
 use super::kick::Presence;
 use super::mce::Mce;
 use super::memory::Ring;
@@ -127,6 +128,8 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) events: Events,
     /// What CPUID answers, as `KVM_SET_CPUID2` set it, and what follows from it.
     pub(crate) cpuid: GuestCpuid,
+    /// Debugging by the VMM.
+    pub(crate) guest_debug: GuestDebug,
     /// MSRs that neither the vendor nor the local APIC has.
     pub(crate) msrs: Msrs,
     /// Machine-check registers.
@@ -190,6 +193,7 @@ impl<V: XvmOps> Vcpu<V> {
             lapic,
             events: Events::default(),
             cpuid: GuestCpuid::new(),
+            guest_debug: GuestDebug::default(),
             msrs: Msrs::new(bootstrap),
             mce: KBox::new(Mce::new(), GFP_KERNEL_ACCOUNT)?,
             mp_state,
@@ -332,6 +336,7 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
             uapi::KVM_SET_DEBUGREGS => vcpu.set_debugregs(arg),
             uapi::KVM_GET_TSC_KHZ => Ok(vcpu.tsc_khz as isize),
             uapi::KVM_SET_TSC_KHZ => vcpu.set_tsc_khz(arg),
+            uapi::KVM_SET_GUEST_DEBUG => vcpu.set_guest_debug(arg),
             uapi::KVM_X86_SETUP_MCE => vcpu.setup_mce(arg),
             uapi::KVM_X86_SET_MCE => vcpu.set_mce(arg),
             uapi::KVM_HAS_DEVICE_ATTR | uapi::KVM_GET_DEVICE_ATTR | uapi::KVM_SET_DEVICE_ATTR => {

@@ -7,6 +7,8 @@
 
 use super::state::Event;
 use super::vcpu::Vcpu;
+use super::vectors::BREAKPOINT;
+use super::vectors::OVERFLOW;
 use super::XvmOps;
 use crate::linux::user;
 use crate::uapi;
@@ -110,9 +112,12 @@ impl<V: XvmOps> Vcpu<V> {
     /// Replaces what is on its way to the guest. One event goes first, as in an entry; the others wait.
     fn set_events_in_flight(&mut self, events: &kvm_vcpu_events) {
         let exception = &events.exception;
-        let mut first = (exception.injected != 0).then_some(Event::Exception {
-            vector: exception.nr,
-            error_code: (exception.has_error_code != 0).then_some(exception.error_code),
+        let mut first = (exception.injected != 0).then_some(match exception.nr {
+            BREAKPOINT | OVERFLOW => Event::software_exception(exception.nr),
+            vector => Event::Exception {
+                vector,
+                error_code: (exception.has_error_code != 0).then_some(exception.error_code),
+            },
         });
         if events.nmi.injected != 0 {
             match first {
