@@ -58,6 +58,7 @@ plain!(
     kvm_msr_entry,
     kvm_pit_config,
     kvm_pit_state2,
+    kvm_pre_fault_memory,
     kvm_regs,
     kvm_sregs,
     kvm_sregs2,

@@ -31,6 +31,7 @@
 //! | `lapic_state`, `mp_state`, `vcpu_events` | local APIC, running or waiting, pending events |
 //! | `guest_debug` | debugging the guest from outside |
 //! | `translate`, `tsc` | address translation, the time-stamp counter |
+//! | `pre_fault` | mapping memory before the guest asks for it |
 //! | **A VM's parts** | |
 //! | `memory` | guest-physical memory |
 //! | `irqchip`, `targets` | interrupt controllers and timer; vCPUs as destinations of messages |
@@ -67,6 +68,7 @@ mod msr;
 mod next_insn;
 pub(crate) mod ops;
 mod platform;
+mod pre_fault;
 mod pv;
 mod regs;
 mod replay;

@@ -29,6 +29,7 @@ use crate::linux::task;
 use crate::linux::task::SignalMask;
 use crate::uapi;
 use core::sync::atomic::Ordering;
+use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
 /// What the last exit to userspace left to be done before the guest goes on.
@@ -172,8 +173,14 @@ impl<V: XvmOps> Vcpu<V> {
 
     fn memory_fault(&mut self, fault: &MemoryFault) -> Result<Next> {
         let (memory, slots, spare) = (&self.vm.memory, &self.slots, &mut self.spare);
-        match memory.fill(slots, fault.gpa, fault.write, spare)? {
-            Filled::Done => Ok(Next::Guest),
+        let filled = memory.fill(slots, fault.gpa, fault.write, spare);
+        if let Err(error) = filled {
+            if error == EFAULT || error == EHWPOISON {
+                self.exit_memory_fault(fault.gpa & !0xfff, PAGE_SIZE as u64);
+            }
+        }
+        match filled? {
+            Filled::Mapped(_) | Filled::Again => Ok(Next::Guest),
             Filled::Device if fault.fetch => {
                 Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[]))
             }
@@ -277,7 +284,7 @@ impl<V: XvmOps> Vcpu<V> {
             Emulated::Failed(error) if error == ENXIO => {
                 Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[]))
             }
-            Emulated::Failed(error) => Err(error),
+            Emulated::Failed(error) => Err(self.failed(error)),
             Emulated::Unknown(code, length) => {
                 Ok(self.unknown_instruction(&code[..length.min(code.len())]))
             }
@@ -413,6 +420,12 @@ impl<V: XvmOps> Vcpu<V> {
         };
     }
 
+    /// `KVM_RUN` fails for a reason that isn't the one of the last exit, above all not `KVM_EXIT_MEMORY_FAULT`.
+    fn failed(&self, error: Error) -> Error {
+        self.set_exit(uapi::KVM_EXIT_UNKNOWN);
+        error
+    }
+
     /// Brings the page of the instruction at RIP in, so that it can be read inside the window.
     pub(super) fn touch_code(&mut self) -> Result<Next> {
         match self.fetch_code() {
@@ -421,7 +434,7 @@ impl<V: XvmOps> Vcpu<V> {
             Err(error) if error == ENXIO => {
                 Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[]))
             }
-            Err(error) => Err(error),
+            Err(error) => Err(self.failed(error)),
         }
     }
 

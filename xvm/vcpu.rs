@@ -346,6 +346,7 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
             uapi::KVM_ENABLE_CAP => vcpu.enable_cap(arg),
             uapi::KVM_INTERRUPT => vcpu.queue_interrupt(arg),
             uapi::KVM_NMI => vcpu.queue_nmi(),
+            uapi::KVM_PRE_FAULT_MEMORY => vcpu.pre_fault_memory(arg),
             uapi::KVM_TRANSLATE => vcpu.translate(arg),
             uapi::KVM_SET_SIGNAL_MASK => vcpu.set_signal_mask(arg),
             _ => Err(extension::refusal(uapi::Fd::Vcpu, cmd)),

@@ -32,6 +32,9 @@ use kernel::sync::ArcBorrow;
 use kernel::sync::Mutex;
 use kernel::sync::SetOnce;
 
+/// The fewest shadow pages that `KVM_SET_NR_MMU_PAGES` may ask for.
+const SHADOW_PAGES_LEAST: usize = 64;
+
 /// What is behind a VM's file descriptor: the virtual platform, and what its vCPUs share.
 ///
 /// # Locks
@@ -238,6 +241,9 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             uapi::KVM_GET_DIRTY_LOG => this.get_dirty_log(arg),
             uapi::KVM_CLEAR_DIRTY_LOG => this.clear_dirty_log(arg),
             uapi::KVM_RESET_DIRTY_RINGS => this.memory.reset_rings(),
+            // With second-level tables there are no shadow pages to be limited.
+            uapi::KVM_SET_NR_MMU_PAGES if arg < SHADOW_PAGES_LEAST => Err(EINVAL),
+            uapi::KVM_SET_NR_MMU_PAGES => Ok(0),
             uapi::KVM_CREATE_VCPU => Self::create_vcpu(this, arg),
             uapi::KVM_SET_TSS_ADDR => this.set_tss_address(arg),
             uapi::KVM_SET_IDENTITY_MAP_ADDR => this.set_identity_map_address(arg),

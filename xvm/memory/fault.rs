@@ -21,8 +21,10 @@ const PAGE_2M: u64 = 2 << 20;
 /// What became of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Filled {
-    /// The guest can go on (or fault again, if something changed meanwhile).
-    Done,
+    /// It is mapped, by a page of so many bytes.
+    Mapped(u64),
+    /// Something changed meanwhile: the guest may fault again.
+    Again,
     /// There is no memory, or it is read-only and the access a write: a device's business.
     Device,
 }
@@ -73,7 +75,7 @@ impl<F: PageFormat> Memory<F> {
             if busy || guarded.sequence != sequence || !view.is_current() {
                 drop(guarded);
                 task::cond_resched();
-                return Ok(Filled::Done);
+                return Ok(Filled::Again);
             }
             if mapping.writable {
                 view.log(region, gpa);
@@ -83,7 +85,10 @@ impl<F: PageFormat> Memory<F> {
         if flush.is_some() {
             self.flush();
         }
-        Ok(Filled::Done)
+        Ok(Filled::Mapped(match mapping.large {
+            true => PAGE_2M,
+            false => PAGE_SIZE as u64,
+        }))
     }
 
     /// A mapping of 2 MiB, where slot and memory allow it, and writes aren't logged by pages. CPUs that may hang when a page's
