@@ -4,6 +4,7 @@
 
 #define MSR_TSC 0x10
 #define MSR_TSC_ADJUST 0x3b
+#define MSR_SYSTEM_TIME 0x4b564d01
 
 FIXTURE(tsc)
 {
@@ -64,6 +65,149 @@ TEST_F(tsc, set_rate)
 	vcpu_run_to_port(&self->vcpu, PORT_SYNC);
 	EXPECT_EQ(0, try_ioctl(self->vcpu.fd, KVM_SET_TSC_KHZ, self->khz));
 	EXPECT_EQ(self->khz, try_ioctl(self->vcpu.fd, KVM_GET_TSC_KHZ, 0));
+}
+
+/* With scaling the guest's TSC runs at the rate that was asked for, and the clock structure says which. */
+TEST_F(tsc, scaled_rate)
+{
+	struct clock { uint32_t version, pad; uint64_t tsc, ns; uint32_t mul; int8_t shift; uint8_t rest[3]; } *clock = vm_at(&self->vm, GUEST_FREE);
+
+	if (device_extension(KVM_CAP_TSC_CONTROL) == 0) {
+		EXPECT_EQ(0, device_extension(KVM_CAP_VM_TSC_CONTROL));
+		SKIP(return, "the CPU doesn't scale the TSC");
+	}
+	for (int i = 0; i < 4; i++) {
+		static const int percent[] = { 50, 150, 37, 1000 };
+		uint64_t khz = self->khz * (uint64_t)percent[i] / 100, before, between, first, last, elapsed;
+		double told;
+
+		ASSERT_EQ(0, try_ioctl(self->vcpu.fd, KVM_SET_TSC_KHZ, khz));
+		EXPECT_EQ(khz, try_ioctl(self->vcpu.fd, KVM_GET_TSC_KHZ, 0));
+		ASSERT_EQ(1, vcpu_set_msr(&self->vcpu, MSR_SYSTEM_TIME, GUEST_FREE | 1));
+		guest_tsc(&self->vcpu);
+		before = now_ns();
+		first = guest_tsc(&self->vcpu);
+		between = now_ns();
+		while (now_ns() < between + 200000000)
+			;
+		last = guest_tsc(&self->vcpu);
+		elapsed = (last - first) * 1000000 / khz;
+		EXPECT_GT(elapsed, 180000000);
+		EXPECT_LT(elapsed, (now_ns() - before) * 11 / 10);
+		told = 1000000.0 * 4294967296.0 / clock->mul;
+		for (int n = clock->shift; n > 0; n--)
+			told /= 2;
+		for (int n = clock->shift; n < 0; n++)
+			told *= 2;
+		EXPECT_GT(told, khz * 0.9999 - 2);
+		EXPECT_LT(told, khz * 1.0001 + 2);
+		/* The register is what the guest reads. */
+		ASSERT_EQ(1, vcpu_set_msr(&self->vcpu, MSR_TSC, 0x123456789abc));
+		first = guest_tsc(&self->vcpu);
+		EXPECT_GE(first, 0x123456789abc);
+		ASSERT_EQ(1, vcpu_get_msr(&self->vcpu, MSR_TSC, &last));
+		EXPECT_GE(last, first);
+		EXPECT_LT(last, first + khz * 5000);
+	}
+	EXPECT_EQ(-EINVAL, try_ioctl(self->vcpu.fd, KVM_SET_TSC_KHZ, 0x7fffffff));
+}
+
+/* Of the VM: of vCPUs to come, and only before there is one. */
+TEST_F(tsc, rate_of_the_vm)
+{
+	struct vm vm = vm_create_bare();
+	struct vcpu vcpu;
+	/* Within the tolerance the CPU's own rate does. */
+	int near = self->khz + self->khz / 10000;
+
+	EXPECT_EQ(-EINVAL, try_ioctl(self->vm.fd, KVM_SET_TSC_KHZ, self->khz));
+	EXPECT_EQ(self->khz, try_ioctl(vm.fd, KVM_GET_TSC_KHZ, 0));
+	EXPECT_EQ(0, try_ioctl(vm.fd, KVM_SET_TSC_KHZ, near));
+	EXPECT_EQ(near, try_ioctl(vm.fd, KVM_GET_TSC_KHZ, 0));
+	vcpu = vcpu_create(&vm, 0);
+	EXPECT_EQ(near, try_ioctl(vcpu.fd, KVM_GET_TSC_KHZ, 0));
+	EXPECT_EQ(-EINVAL, try_ioctl(vm.fd, KVM_SET_TSC_KHZ, 0));
+	EXPECT_EQ(0, try_ioctl(vcpu.fd, KVM_SET_TSC_KHZ, 0));
+	EXPECT_EQ(self->khz, try_ioctl(vcpu.fd, KVM_GET_TSC_KHZ, 0));
+	vcpu_free(&vcpu);
+	vm_free(&vm);
+}
+
+static int offset_attr(struct vcpu *vcpu, unsigned long request, uint64_t *offset)
+{
+	struct kvm_device_attr attr = { .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)offset };
+
+	return try_ioctl(vcpu->fd, request, &attr);
+}
+
+/* The offset by itself, which is the one way of setting it that doesn't take time. */
+TEST_F(tsc, offset)
+{
+	struct kvm_device_attr attr = { .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = 8 };
+	uint64_t offset, back = 0, value, seen;
+
+	EXPECT_EQ(1, device_extension(KVM_CAP_VCPU_ATTRIBUTES));
+	EXPECT_EQ(0, offset_attr(&self->vcpu, KVM_HAS_DEVICE_ATTR, NULL));
+	for (int i = 0; i < 4; i++) {
+		offset = (uint64_t[]){ 0, 0x123456789abcdef0, -0x123456789abcdef0, UINT64_MAX }[i];
+		ASSERT_EQ(0, offset_attr(&self->vcpu, KVM_SET_DEVICE_ATTR, &offset));
+		ASSERT_EQ(0, offset_attr(&self->vcpu, KVM_GET_DEVICE_ATTR, &back));
+		EXPECT_EQ(offset, back);
+		value = __builtin_ia32_rdtsc() + offset;
+		seen = guest_tsc(&self->vcpu);
+		EXPECT_LT(seen - value, self->khz * 5000ull);
+		EXPECT_LT(__builtin_ia32_rdtsc() + offset - seen, self->khz * 5000ull);
+	}
+	EXPECT_EQ(-EFAULT, offset_attr(&self->vcpu, KVM_SET_DEVICE_ATTR, NULL));
+	EXPECT_EQ(-EFAULT, offset_attr(&self->vcpu, KVM_GET_DEVICE_ATTR, NULL));
+	EXPECT_EQ(-EFAULT, try_ioctl(self->vcpu.fd, KVM_HAS_DEVICE_ATTR, NULL));
+	for (int i = 0; i < 3; i++) {
+		unsigned long request = (unsigned long[]){ KVM_HAS_DEVICE_ATTR, KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR }[i];
+
+		attr.attr = KVM_VCPU_TSC_OFFSET + 1;
+		EXPECT_EQ(-ENXIO, try_ioctl(self->vcpu.fd, request, &attr));
+		attr.attr = KVM_VCPU_TSC_OFFSET;
+		attr.group = 12345;
+		EXPECT_EQ(-ENXIO, try_ioctl(self->vcpu.fd, request, &attr));
+		attr.group = KVM_VCPU_TSC_CTRL;
+	}
+	ASSERT_EQ(0, offset_attr(&self->vcpu, KVM_GET_DEVICE_ATTR, &back));
+	EXPECT_EQ(offset, back);
+}
+
+/* What a VMM writes to one vCPU after the other means one time for all, unless it is far from the others'. */
+TEST_F(tsc, kept_together)
+{
+	struct vcpu other = vcpu_create(&self->vm, 1);
+	uint64_t first, second, value;
+
+	ASSERT_EQ(0, offset_attr(&self->vcpu, KVM_GET_DEVICE_ATTR, &first));
+	ASSERT_EQ(0, offset_attr(&other, KVM_GET_DEVICE_ATTR, &second));
+	EXPECT_EQ(first, second);
+	/* The first value that is written counts, however near. */
+	ASSERT_EQ(1, vcpu_get_msr(&self->vcpu, MSR_TSC, &value));
+	ASSERT_EQ(1, vcpu_set_msr(&self->vcpu, MSR_TSC, value + self->khz * 100ull));
+	ASSERT_EQ(0, offset_attr(&self->vcpu, KVM_GET_DEVICE_ATTR, &second));
+	EXPECT_NE(first, second);
+	first = second;
+	/* Then the others follow: nearly the same value, or zero. */
+	ASSERT_EQ(1, vcpu_get_msr(&self->vcpu, MSR_TSC, &value));
+	ASSERT_EQ(1, vcpu_set_msr(&other, MSR_TSC, value - self->khz * 200ull));
+	ASSERT_EQ(0, offset_attr(&other, KVM_GET_DEVICE_ATTR, &second));
+	EXPECT_EQ(first, second);
+	ASSERT_EQ(1, vcpu_set_msr(&other, MSR_TSC, 0));
+	ASSERT_EQ(0, offset_attr(&other, KVM_GET_DEVICE_ATTR, &second));
+	EXPECT_EQ(first, second);
+	/* A minute apart is another time. */
+	ASSERT_EQ(1, vcpu_set_msr(&other, MSR_TSC, value + self->khz * 60000ull));
+	ASSERT_EQ(0, offset_attr(&other, KVM_GET_DEVICE_ATTR, &second));
+	EXPECT_GT(second - first, self->khz * 50000ull);
+	vcpu_free(&other);
+	/* A new one is like the last that was set. */
+	other = vcpu_create(&self->vm, 2);
+	ASSERT_EQ(0, offset_attr(&other, KVM_GET_DEVICE_ATTR, &first));
+	EXPECT_EQ(first, second);
+	vcpu_free(&other);
 }
 
 /* The VMM writes the register: the guest counts on from there. */

@@ -28,6 +28,7 @@ use super::vmcb::Vmcb;
 use crate::linux::irq::IrqsOff;
 use crate::linux::page::Page4k;
 use crate::linux::x86;
+use crate::xvm::ops::TscScaling;
 use core::cell::Cell;
 use kernel::prelude::*;
 
@@ -39,15 +40,20 @@ pub(super) const EFER_SVME: u64 = 1 << 12;
 const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
 /// TSC_RATIO: guests' TSC by the host's, 32 bits of it behind the point (15.30.5).
 const MSR_TSC_RATIO: u32 = 0xc000_0104;
+/// What TSC_RATIO takes: 40 bits, of which 32 are behind the point.
+pub(super) const TSC_SCALING: TscScaling = TscScaling {
+    fraction: 32,
+    limit: 0xff_ffff_ffff,
+};
 /// TSC_RATIO after a reset: 1.0.
-const TSC_RATIO_ONE: u64 = 1 << 32;
+pub(super) const TSC_UNSCALED: u64 = 1 << TSC_SCALING.fraction;
 
 /// How SVM was found when the window opened, to be left so.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Found {
     /// EFER, when SVME was not set in it.
     efer: Option<u64>,
-    /// TSC_RATIO, when it was not 1.0.
+    /// TSC_RATIO, when it was not the guest's.
     tsc_ratio: Option<u64>,
 }
 
@@ -121,8 +127,8 @@ impl Cpu {
         self.host_vmcb
     }
 
-    /// Turns SVM on, or finds it on.
-    pub(super) fn enable(&self, _irqs: &IrqsOff) -> Found {
+    /// Turns SVM on, or finds it on, for a guest whose TSC has `tsc_ratio`.
+    pub(super) fn enable(&self, tsc_ratio: u64, _irqs: &IrqsOff) -> Found {
         // SAFETY: `probe` saw SVM here, so both MSRs exist.
         let (efer, host_save) = unsafe { (x86::rdmsr(MSR_EFER), x86::rdmsr(MSR_VM_HSAVE_PA)) };
         let ours = self.host_save;
@@ -134,7 +140,8 @@ impl Cpu {
             }
             return Found {
                 efer: None,
-                tsc_ratio: self.enable_tsc_ratio(),
+                // KVM leaves its last guest's in the CPU.
+                tsc_ratio: self.load_tsc_ratio(tsc_ratio),
             };
         }
         // SAFETY: `probe` saw SVM, not turned off; `disable` undoes it before interrupts go on.
@@ -148,22 +155,25 @@ impl Cpu {
         }
         Found {
             efer: Some(efer),
-            tsc_ratio: None,
+            tsc_ratio: match tsc_ratio {
+                TSC_UNSCALED => None,
+                _ => self.load_tsc_ratio(tsc_ratio),
+            },
         }
     }
 
-    /// KVM leaves its last guest's TSC_RATIO in the CPU; puts 1.0 there. Returns what it found, if it was another.
-    fn enable_tsc_ratio(&self) -> Option<u64> {
+    /// Puts the guest's TSC_RATIO there. Returns what it found, if it was another.
+    fn load_tsc_ratio(&self, wanted: u64) -> Option<u64> {
         if !self.features.tsc_scaling {
             return None;
         }
         // SAFETY: CPUID has TscRateMsr.
         let found = unsafe { x86::rdmsr(MSR_TSC_RATIO) };
-        if found == TSC_RATIO_ONE {
+        if found == wanted {
             return None;
         }
-        // SAFETY: As above; it is the value after a reset and affects guests alone.
-        unsafe { x86::wrmsr(MSR_TSC_RATIO, TSC_RATIO_ONE) };
+        // SAFETY: As above; the value is below the limit that `TSC_SCALING` names, and affects guests alone.
+        unsafe { x86::wrmsr(MSR_TSC_RATIO, wanted) };
         Some(found)
     }
 

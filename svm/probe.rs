@@ -3,6 +3,7 @@
 //! What a CPU has of SVM: CPUID 8000_000A (APM vol 3, E.4.9), VM_CR (APM vol 2, 15.30.1).
 
 use super::asid::Pool;
+use super::cpu;
 use super::vmcb::TlbControl;
 use crate::linux::x86;
 use crate::xvm::ops;
@@ -199,7 +200,7 @@ impl Features {
         let bits = self.list().into_iter().enumerate();
         Capabilities {
             instruction_length: self.next_rip,
-            tsc_scaling: None,
+            tsc_scaling: self.tsc_scaling.then_some(cpu::TSC_SCALING),
             features: ops::Features {
                 names: NAMES,
                 found: bits.fold(0, |found, (n, has)| found | (u64::from(has) << n)),

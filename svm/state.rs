@@ -9,6 +9,7 @@
 //! coherent, so they are kept from the CPU. As long as the guest would read another value than its own in CR0 or CR4, reading is
 //! intercepted.
 
+use super::cpu;
 use super::cpu::EFER_SVME;
 use super::vcpu::Vcpu;
 use super::vmcb;
@@ -272,6 +273,7 @@ impl Vcpu {
 
     /// `XvmOps::configure`.
     pub(super) fn configure(&mut self, config: &Config) {
+        self.tsc_ratio = config.tsc_ratio.unwrap_or(cpu::TSC_UNSCALED);
         let control = &mut self.vmcb_mut().control;
         control.tsc_offset = config.tsc_offset;
         control.clean = control.clean.with_intercepts(false);

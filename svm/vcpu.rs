@@ -5,6 +5,7 @@
 use super::asid::Tag;
 use super::asm;
 use super::asm::Context;
+use super::cpu;
 use super::debug::Debug;
 use super::event::Events;
 use super::nmi::Nmi;
@@ -45,6 +46,8 @@ pub(crate) struct Vcpu {
     pub(super) features: Features,
     pub(super) hidden: Hidden,
     pub(super) tsc_aux: u64,
+    /// TSC_RATIO in windows.
+    pub(super) tsc_ratio: u64,
     pub(super) debug_control: u64,
     pub(super) spec_ctrl: u64,
     pub(super) debug: Debug,
@@ -88,6 +91,7 @@ impl Vcpu {
             features,
             hidden: Hidden::default(),
             tsc_aux: 0,
+            tsc_ratio: cpu::TSC_UNSCALED,
             debug_control: 0,
             spec_ctrl: 0,
             debug: Debug::default(),

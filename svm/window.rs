@@ -26,7 +26,7 @@ pub(super) struct Window {
 
 /// Opens the window.
 pub(super) fn open(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
-    let found = cpu.enable(irqs);
+    let found = cpu.enable(vcpu.tsc_ratio, irqs);
     if x86::host_dr7() != 0 {
         // A breakpoint of the host could not be delivered with the guest's TR loaded.
         // SAFETY: Nothing is enabled; `restore_host_debug_registers` puts the host's value back.

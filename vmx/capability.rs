@@ -9,6 +9,7 @@ use super::instruction::Scope;
 use crate::linux::x86;
 use crate::xvm::ops::Capabilities;
 use crate::xvm::ops::Features;
+use crate::xvm::ops::TscScaling;
 use kernel::prelude::*;
 
 const IA32_FEATURE_CONTROL: u32 = 0x3a;
@@ -33,6 +34,7 @@ const FEATURES: &[&str] = &[
     "rdtscp",
     "invpcid",
     "ple",
+    "tsc_scaling",
     "ept_ad",
     "ept_1g",
     "invept_single",
@@ -132,6 +134,15 @@ pub(super) fn missing(what: &str) -> Error {
     EOPNOTSUPP
 }
 
+/// The TSC multiplier (26.6.5): 48 bits behind the point, and any value.
+const TSC_SCALING: TscScaling = TscScaling {
+    fraction: 48,
+    limit: u64::MAX,
+};
+
+/// The TSC multiplier of 1.
+pub(super) const TSC_UNSCALED: u64 = 1 << TSC_SCALING.fraction;
+
 /// Looks at the calling CPU.
 pub(super) fn probe() -> Result<Capabilities> {
     if x86::cpuid(1, 0).ecx & (1 << 5) == 0 {
@@ -150,7 +161,7 @@ pub(super) fn probe() -> Result<Capabilities> {
     check_host()?;
     Ok(Capabilities {
         instruction_length: true,
-        tsc_scaling: None,
+        tsc_scaling: (controls.secondary & secondary::USE_TSC_SCALING != 0).then_some(TSC_SCALING),
         features: features(&controls),
     })
 }
@@ -182,6 +193,7 @@ fn features(controls: &Controls) -> Features {
         controls.secondary & secondary::ENABLE_RDTSCP != 0,
         controls.secondary & secondary::ENABLE_INVPCID != 0,
         controls.secondary & secondary::PAUSE_LOOP_EXITING != 0,
+        controls.secondary & secondary::USE_TSC_SCALING != 0,
         controls.accessed_dirty,
         controls.huge_1g,
         controls.invept == Scope::Single,

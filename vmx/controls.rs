@@ -100,6 +100,7 @@ const SECONDARY: &Table = &[
         "PAUSE-loop exiting",
         Use::Want,
     ),
+    (secondary::USE_TSC_SCALING, "TSC scaling", Use::Want),
 ];
 
 const EXIT: &Table = &[

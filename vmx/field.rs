@@ -48,6 +48,8 @@ fields! {
     MSR_BITMAP = 0x2004;
     /// Added to the TSC in the guest.
     TSC_OFFSET = 0x2010;
+    /// What the TSC is multiplied with in the guest, 48 bits of it behind the point.
+    TSC_MULTIPLIER = 0x2032;
     /// Physical address of the virtual-APIC page, of which only VTPR is used.
     VIRTUAL_APIC_PAGE = 0x2012;
     /// EPT pointer.
@@ -242,6 +244,7 @@ pub(super) mod secondary {
     pub(crate) const UNRESTRICTED_GUEST: u32 = 1 << 7;
     pub(crate) const PAUSE_LOOP_EXITING: u32 = 1 << 10;
     pub(crate) const ENABLE_INVPCID: u32 = 1 << 12;
+    pub(crate) const USE_TSC_SCALING: u32 = 1 << 25;
 }
 
 /// VM-exit controls (26.7.1).

@@ -136,6 +136,8 @@ impl XvmOps for Vmx {
 
     fn configure(vcpu: &mut Self::Vcpu, config: &Config) {
         vcpu.tsc_offset.set(config.tsc_offset);
+        let multiplier = config.tsc_ratio.unwrap_or(capability::TSC_UNSCALED);
+        vcpu.tsc_multiplier.set(multiplier);
         debug::set_debugging(vcpu, config.debug);
     }
 

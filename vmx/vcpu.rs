@@ -49,6 +49,7 @@ pub(crate) struct Vcpu {
     pub(super) controls: Controls,
     pub(super) primary: Sticky,
     pub(super) tsc_offset: Sticky,
+    pub(super) tsc_multiplier: Sticky,
     pub(super) tpr_threshold: Sticky,
     pub(super) events: Events,
     pub(super) msrs: Switched,
@@ -87,6 +88,7 @@ impl Vcpu {
             cache: Cache::default(),
             primary: Sticky::new(field::PRIMARY_CONTROLS, u64::from(controls.primary)),
             tsc_offset: Sticky::new(field::TSC_OFFSET, 0),
+            tsc_multiplier: Sticky::new(field::TSC_MULTIPLIER, capability::TSC_UNSCALED),
             tpr_threshold: Sticky::new(field::TPR_THRESHOLD, 0),
             events: Events::new(),
             msrs: Switched::new(controls.secondary & secondary::ENABLE_RDTSCP != 0),
@@ -132,6 +134,9 @@ impl Vcpu {
         if controls.primary & primary::USE_TPR_SHADOW != 0 {
             vmcs.write(field::VIRTUAL_APIC_PAGE, self.virtual_apic.phys());
             self.tpr_threshold.initialise(vmcs);
+        }
+        if controls.secondary & secondary::USE_TSC_SCALING != 0 {
+            self.tsc_multiplier.initialise(vmcs);
         }
         if controls.secondary & secondary::PAUSE_LOOP_EXITING != 0 {
             vmcs.write(field::PLE_GAP, PLE.0);

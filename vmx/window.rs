@@ -23,6 +23,8 @@ pub(super) fn open(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
     if moved {
         vcpu.tlb.flush_all();
     }
+    // It changes outside of windows alone, and without scaling never.
+    vcpu.tsc_multiplier.write_back(&vcpu.vmcs);
     vcpu.launched = false;
     vcpu.frame.host_spec_ctrl = vcpu.host.spec_ctrl();
     vcpu.msrs.load_guest();

@@ -3,6 +3,7 @@
 //! What of the ABI there is: `KVM_CHECK_EXTENSION` (api.rst, 4.4), and the errno of ioctls that there aren't. Both
 //! are answered from `uapi/abi.h`.
 
+use super::ops::Capabilities;
 use crate::linux::cpus;
 use crate::uapi;
 use crate::uapi::abi;
@@ -29,21 +30,32 @@ const fn value_of(capability: u32) -> u32 {
     panic!("no such number in uapi/abi.h")
 }
 
-/// `KVM_CHECK_EXTENSION`, on the device and on VMs. Capabilities that aren't there, or that nobody knows, are 0.
+/// `KVM_CHECK_EXTENSION`, on the device and on VMs of a machine that has `caps`. Capabilities that aren't there, or that nobody knows, are 0.
 ///
 /// # Errors
 ///
 /// None; the type is that of ioctls.
-pub(crate) fn check(capability: usize) -> Result<isize> {
+pub(crate) fn check(caps: &Capabilities, capability: usize) -> Result<isize> {
     let found = abi::CAPABILITIES
         .iter()
         .find(|(number, _)| *number as usize == capability);
     Ok(match found {
         Some((_, Some(value))) => *value as isize,
-        // The one that depends on the machine is how many vCPUs are advisable: as many as there are CPUs.
-        Some((_, None)) => cpus::online_count().min(MAX_VCPUS) as isize,
+        Some((number, None)) => computed(caps, *number),
         None => 0,
     })
+}
+
+/// Those that depend on the machine.
+fn computed(caps: &Capabilities, capability: u32) -> isize {
+    match capability {
+        // As many vCPUs are advisable as there are CPUs.
+        uapi::KVM_CAP_NR_VCPUS => cpus::online_count().min(MAX_VCPUS) as isize,
+        uapi::KVM_CAP_TSC_CONTROL | uapi::KVM_CAP_VM_TSC_CONTROL => {
+            isize::from(caps.tsc_scaling.is_some())
+        }
+        _ => 0,
+    }
 }
 
 /// The errno of an ioctl that `fd` doesn't do.

@@ -13,7 +13,7 @@
 //! vCPU's lock, and does not sleep.
 
 use super::memory::PageFormat;
-use super::platform::scaling::TscScaling;
+pub(crate) use super::platform::scaling::TscScaling;
 use super::state::CodeContext;
 use super::state::Event;
 use super::state::Gprs;

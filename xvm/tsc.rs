@@ -5,6 +5,7 @@
 //! A guest's TSC is the host's, by a ratio if the CPU can scale it, and an offset. A VMM sets the TSCs of all vCPUs one after
 //! the other, each a moment later than the one before; [`Tsc`] finds out which of these writes mean the same time, as KVM does.
 
+use super::ops::Capabilities;
 use super::platform::scaling;
 use super::vcpu::Shared;
 use super::vcpu::Vcpu;
@@ -113,6 +114,20 @@ impl Published {
     }
 }
 
+/// The frequency in kHz that a VMM asks for: `khz`, or the host's with 0.
+///
+/// # Errors
+///
+/// `EINVAL` for more than scaling can give.
+fn asked_khz(caps: &Capabilities, khz: u32) -> Result<u32> {
+    let host = x86::tsc_khz();
+    match caps.tsc_scaling {
+        _ if khz == 0 => Ok(host),
+        Some(scaling) if u64::from(khz) >= scaling.limit_khz(host) => Err(EINVAL),
+        _ => Ok(khz),
+    }
+}
+
 impl<V: XvmOps> Vm<V> {
     /// Whether the TSCs of all vCPUs count alike.
     pub(super) fn tscs_agree(&self) -> bool {
@@ -125,14 +140,7 @@ impl<V: XvmOps> Vm<V> {
     ///
     /// `EINVAL` for more than scaling can give, or when there is a vCPU.
     pub(crate) fn set_default_tsc_khz(&self, khz: usize) -> Result<isize> {
-        let host = x86::tsc_khz();
-        let wanted = khz as u32;
-        if let Some(scaling) = &self.machine.caps.tsc_scaling {
-            if u64::from(wanted) >= scaling.limit_khz(host) {
-                return Err(EINVAL);
-            }
-        }
-        let khz = if wanted == 0 { host } else { wanted };
+        let khz = asked_khz(&self.machine.caps, khz as u32)?;
         self.before_vcpus(|| self.tsc.set_default_khz(khz))?;
         Ok(0)
     }
@@ -199,10 +207,7 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// `EINVAL` for one that the CPU can't give; without scaling that is any but the host's.
     pub(crate) fn set_tsc_khz(&mut self, khz: usize) -> Result<isize> {
-        let khz = match khz as u32 {
-            0 => x86::tsc_khz(),
-            khz => khz,
-        };
+        let khz = asked_khz(&self.vm.machine.caps, khz as u32)?;
         self.change_tsc_khz(khz)?;
         self.apply_tsc();
         self.serve_at_once();

@@ -226,7 +226,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             return Err(EIO);
         }
         match cmd {
-            uapi::KVM_CHECK_EXTENSION => extension::check(arg),
+            uapi::KVM_CHECK_EXTENSION => extension::check(&this.machine.caps, arg),
             uapi::KVM_ENABLE_CAP => this.enable_cap(arg),
             uapi::KVM_SET_USER_MEMORY_REGION => {
                 let region: uapi::kvm_userspace_memory_region = user::read(arg)?;
