@@ -39,6 +39,9 @@ impl<V: XvmOps> Vm<V> {
                 self.use_dirty_rings(value)?;
             }
             uapi::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => self.memory.set_log_options(value)?,
+            uapi::KVM_CAP_MAX_VCPU_ID => self.set_max_vcpu_id(value)?,
+            uapi::KVM_CAP_X2APIC_API => self.use_x2apic_api(value)?,
+            uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => self.set_apic_bus_cycle(value)?,
             _ => return Err(EINVAL),
         }
         Ok(0)

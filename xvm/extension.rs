@@ -13,7 +13,7 @@ use kernel::prelude::*;
 /// The most vCPUs a VM may have.
 pub(crate) const MAX_VCPUS: u32 = value_of(uapi::KVM_CAP_MAX_VCPUS);
 
-/// vCPUs have numbers below this: an APIC ID of 255 means all of them in xAPIC mode.
+/// vCPUs have numbers below this.
 pub(crate) const MAX_VCPU_ID: u32 = value_of(uapi::KVM_CAP_MAX_VCPU_ID);
 
 /// The value of a capability that the table has as a number.

@@ -143,7 +143,7 @@ impl IrqChip {
                 routing::Target::Pic { pin } => seen |= pic.set_irq(pin, level),
                 routing::Target::IoApic { pin } => ioapic.set_irq(pin, level, &mut sink),
                 routing::Target::Msi { address, data } if level => {
-                    sink(&Message::from_msi(address, data, false));
+                    seen |= self.targets.send_msi(address, data);
                 }
                 routing::Target::Msi { .. } => {}
             }
@@ -160,7 +160,7 @@ impl IrqChip {
 
     /// Sends a message-signalled interrupt. Whether a local APIC took it as new.
     pub(crate) fn signal_msi(&self, address: u64, data: u32) -> bool {
-        self.targets.send(&Message::from_msi(address, data, false))
+        self.targets.send_msi(address, data)
     }
 
     /// A local APIC ended a level-triggered interrupt.

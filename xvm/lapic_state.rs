@@ -12,9 +12,6 @@ use kernel::prelude::*;
 /// Size of `struct kvm_lapic_state`.
 const SIZE: usize = 1024;
 
-/// IDs of 32 bits in x2APIC mode, which `KVM_CAP_X2APIC_API` would turn on.
-const WIDE_IDS: bool = false;
-
 impl<V: XvmOps> Vcpu<V> {
     /// `KVM_GET_LAPIC`.
     ///
@@ -23,11 +20,12 @@ impl<V: XvmOps> Vcpu<V> {
     /// `EINVAL` without an in-kernel local APIC, `EFAULT`.
     pub(crate) fn get_lapic(&mut self, arg: usize) -> Result<isize> {
         let (now, tsc) = (timer::now(), self.guest_tsc());
+        let wide_ids = self.vm.targets().wide_ids();
         let lapic = self.lapic.as_mut().ok_or(EINVAL)?;
         self.shared.mailbox.drain_into(lapic);
         lapic.timer_expired(now, tsc);
         let mut page = [0; SIZE];
-        lapic.state(&mut page, WIDE_IDS, now);
+        lapic.state(&mut page, wide_ids, now);
         // A timer that was due is not any more.
         self.timer_stale = true;
         user::write_bytes(arg, &page)?;
@@ -40,13 +38,14 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// `EINVAL` without an in-kernel local APIC, `EFAULT`.
     pub(crate) fn set_lapic(&mut self, arg: usize) -> Result<isize> {
+        let wide_ids = self.vm.targets().wide_ids();
         let lapic = self.lapic.as_mut().ok_or(EINVAL)?;
         let mut page = [0; SIZE];
         user::read_bytes(arg, &mut page)?;
         // Vectors that came before belong to the old state.
         self.shared.mailbox.drain_into(lapic);
         lapic
-            .set_state(&page, WIDE_IDS, timer::now())
+            .set_state(&page, wide_ids, timer::now())
             .map_err(|_| EINVAL)?;
         let priority = lapic.tpr() >> 4;
         self.set_cr8(priority);

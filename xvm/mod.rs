@@ -34,6 +34,7 @@
 //! | `pre_fault` | mapping memory before the guest asks for it |
 //! | **A VM's parts** | |
 //! | `memory` | guest-physical memory |
+//! | `processors` | what the VMM says of the vCPUs before it makes them |
 //! | `irqchip`, `targets` | interrupt controllers and timer; vCPUs as destinations of messages |
 //! | `vm_platform` | their ioctls |
 //! | **Pure logic**, tested on the host (`host.rs`) | |
@@ -69,6 +70,7 @@ mod next_insn;
 pub(crate) mod ops;
 mod platform;
 mod pre_fault;
+mod processors;
 mod pv;
 mod regs;
 mod replay;

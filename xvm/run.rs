@@ -414,9 +414,9 @@ impl<V: XvmOps> Vcpu<V> {
             self.shared.mailbox.publish(lapic);
         }
         self.timer_stale = true;
-        self.mp_state = match self.shared.id {
-            0 => MpState::Runnable,
-            _ => MpState::InitReceived,
+        self.mp_state = match self.shared.bootstrap {
+            true => MpState::Runnable,
+            false => MpState::InitReceived,
         };
     }
 

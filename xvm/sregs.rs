@@ -202,7 +202,7 @@ impl<V: XvmOps> Vcpu<V> {
         let rip = V::store_cpu_user_regs(&self.arch).rip;
         let cs = &new.regs.segments[seg::CS];
         let reset = rip == 0xfff0 && cs.selector == 0xf000 && cs.base == 0xffff_0000;
-        if self.shared.id == 0 && reset && new.regs.cr0 & PROTECTED == 0 {
+        if self.shared.bootstrap && reset && new.regs.cr0 & PROTECTED == 0 {
             self.mp_state = MpState::Runnable;
         }
         Ok(())

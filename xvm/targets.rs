@@ -4,10 +4,13 @@
 
 use super::platform::lapic::Shorthand;
 use super::platform::mailbox;
+use super::platform::message::Addressees;
 use super::platform::Delivery;
 use super::platform::Message;
 use super::vcpu::Shared;
 use crate::linux::timer::Timed;
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::new_mutex;
 use kernel::sync::new_spinlock_irq;
@@ -15,14 +18,22 @@ use kernel::sync::Arc;
 use kernel::sync::Mutex;
 use kernel::sync::SpinLockIrq;
 
+/// A vCPU's place in the directory: empty where no vCPU has that number, or its file was closed.
+type Place = Option<Arc<Timed<Shared>>>;
+
 /// All vCPUs of a VM. The lock is taken in any context, last of all.
 #[pin_data]
 pub(crate) struct Targets {
+    /// The vCPUs by their numbers, which are their APIC IDs. Long enough for the highest that was made.
     #[pin]
-    vcpus: SpinLockIrq<KVec<Arc<Timed<Shared>>>>,
+    directory: SpinLockIrq<KVVec<Place>>,
     /// The numbers of all vCPUs that were ever made: as in KVM they stay taken while the VM lives.
     #[pin]
     ids: Mutex<KVec<u32>>,
+    /// `KVM_X2APIC_API_USE_32BIT_IDS`: the VMM writes APIC IDs of 32 bits.
+    wide_ids: AtomicBool,
+    /// `KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK`: to an APIC in x2APIC mode, a device's message for 255 is for APIC 255 alone.
+    exact_broadcast: AtomicBool,
 }
 
 impl Targets {
@@ -30,8 +41,10 @@ impl Targets {
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                vcpus <- new_spinlock_irq!(KVec::new(), "xvm_targets"),
+                directory <- new_spinlock_irq!(KVVec::new(), "xvm_targets"),
                 ids <- new_mutex!(KVec::new(), "xvm_vcpu_ids"),
+                wide_ids: AtomicBool::new(false),
+                exact_broadcast: AtomicBool::new(false),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -43,31 +56,53 @@ impl Targets {
     ///
     /// `EEXIST` when there is one of that number; `ENOMEM`.
     pub(crate) fn add(&self, vcpu: Arc<Timed<Shared>>) -> Result {
+        // Held to the end: nobody else makes the directory longer.
         let mut ids = self.ids.lock();
         if ids.contains(&vcpu.id) {
             return Err(EEXIST);
         }
+        self.make_room(vcpu.id as usize + 1)?;
         ids.push(vcpu.id, GFP_KERNEL_ACCOUNT)?;
-        loop {
-            let want = self.vcpus.lock().len() + 1;
-            let mut larger = KVec::with_capacity(want, GFP_KERNEL_ACCOUNT)?;
-            let mut vcpus = self.vcpus.lock();
-            if vcpus.len() + 1 != want {
-                continue;
-            }
-            for one in vcpus.iter() {
-                larger.push(one.clone(), GFP_ATOMIC)?;
-            }
-            larger.push(vcpu, GFP_ATOMIC)?;
-            core::mem::swap(&mut *vcpus, &mut larger);
-            drop(vcpus);
+        let id = vcpu.id as usize;
+        if let Some(place) = self.directory.lock().get_mut(id) {
+            *place = Some(vcpu);
+        }
+        Ok(())
+    }
+
+    /// Makes the directory at least `length` long, and twice as long as it was: vCPUs are made one by one.
+    fn make_room(&self, length: usize) -> Result {
+        let old = self.directory.lock().len();
+        if length <= old {
             return Ok(());
         }
+        let mut directory = KVVec::with_capacity(length.max(2 * old), GFP_KERNEL_ACCOUNT)?;
+        while directory.len() < directory.capacity() {
+            directory.push(None, GFP_KERNEL_ACCOUNT)?;
+        }
+        let mut current = self.directory.lock();
+        for (new, place) in directory.iter_mut().zip(current.iter_mut()) {
+            *new = place.take();
+        }
+        core::mem::swap(&mut *current, &mut directory);
+        // The old one is freed after the lock.
+        drop(current);
+        Ok(())
     }
 
     /// Takes a vCPU away.
     pub(crate) fn remove(&self, vcpu: &Arc<Timed<Shared>>) {
-        self.vcpus.lock().retain(|one| !Arc::ptr_eq(one, vcpu));
+        let mut directory = self.directory.lock();
+        let place = directory.get_mut(vcpu.id as usize);
+        let gone = place.and_then(|place| place.take_if(|one| Arc::ptr_eq(one, vcpu)));
+        drop(directory);
+        // After the lock, though the caller's reference keeps the vCPU from being the last.
+        drop(gone);
+    }
+
+    /// Makes the number of a vCPU whose creation failed free again. May sleep.
+    pub(crate) fn forget(&self, id: u32) {
+        self.ids.lock().retain(|one| *one != id);
     }
 
     /// How many were made.
@@ -75,45 +110,80 @@ impl Targets {
         self.ids.lock().len()
     }
 
-    /// Delivers a message to the vCPUs that it is for. Whether one of them took it as new. From any context.
+    /// Turns on what `KVM_CAP_X2APIC_API` is asked for; nothing turns it off again.
+    pub(crate) fn use_x2apic_api(&self, wide_ids: bool, exact_broadcast: bool) {
+        self.wide_ids.fetch_or(wide_ids, Ordering::Relaxed);
+        self.exact_broadcast
+            .fetch_or(exact_broadcast, Ordering::Relaxed);
+    }
+
+    /// Whether the VMM writes APIC IDs of 32 bits.
+    pub(crate) fn wide_ids(&self) -> bool {
+        self.wide_ids.load(Ordering::Relaxed)
+    }
+
+    /// Sends a message-signalled interrupt. Whether a local APIC took it as new. From any context.
+    pub(crate) fn send_msi(&self, address: u64, data: u32) -> bool {
+        self.send(&Message::from_msi(address, data, self.wide_ids()))
+    }
+
+    /// Delivers a device's message to the vCPUs that it is for. Whether one of them took it as new. From any context.
     pub(crate) fn send(&self, message: &Message) -> bool {
-        let vcpus = self.vcpus.lock();
-        if message.delivery == Delivery::LowestPriority {
-            let candidates = vcpus.iter().map(|vcpu| (vcpu, &vcpu.mailbox));
-            let Some(vcpu) = mailbox::lowest_priority(message, candidates) else {
-                return false;
-            };
-            return deliver(vcpu, message);
-        }
-        let mut taken = false;
-        for vcpu in vcpus.iter().filter(|vcpu| vcpu.mailbox.matches(message)) {
-            taken |= deliver(vcpu, message);
-        }
-        taken
+        let exact = self.exact_broadcast.load(Ordering::Relaxed);
+        let (message, addressees) = message.addressees_from_device(exact);
+        self.deliver(&message, addressees)
     }
 
     /// Delivers an interrupt between processors with its shorthand; `from` is the sender's number.
     pub(crate) fn send_ipi(&self, message: &Message, shorthand: Shorthand, from: u32) {
         let others = match shorthand {
             Shorthand::None => {
-                self.send(message);
+                self.deliver(message, message.addressees());
                 return;
             }
             Shorthand::Self_ => |id: u32, from: u32| id == from,
             Shorthand::AllIncludingSelf => |_: u32, _: u32| true,
             Shorthand::AllExcludingSelf => |id: u32, from: u32| id != from,
         };
-        for vcpu in self.vcpus.lock().iter() {
+        for vcpu in self.directory.lock().iter().flatten() {
             if others(vcpu.id, from) && vcpu.mailbox.accepts(message) {
                 deliver(vcpu, message);
             }
         }
     }
 
+    /// Delivers a message to those of the addressees that it matches. For one ID, or a cluster of x2APIC IDs, nobody else is
+    /// looked at.
+    fn deliver(&self, message: &Message, addressees: Addressees) -> bool {
+        let directory = self.directory.lock();
+        let places = match addressees {
+            Addressees::Ids { first, count } => {
+                let first = (first as usize).min(directory.len());
+                let end = first.saturating_add(count).min(directory.len());
+                &directory[first..end]
+            }
+            Addressees::Anyone => &directory[..],
+        };
+        if message.delivery == Delivery::LowestPriority {
+            let candidates = places.iter().flatten().map(|vcpu| (vcpu, &vcpu.mailbox));
+            let Some(vcpu) = mailbox::lowest_priority(message, candidates) else {
+                return false;
+            };
+            return deliver(vcpu, message);
+        }
+        let mut taken = false;
+        for vcpu in places.iter().flatten() {
+            if vcpu.mailbox.matches(message) {
+                taken |= deliver(vcpu, message);
+            }
+        }
+        taken
+    }
+
     /// Whether `of` is the same for all vCPUs. From any context.
     pub(crate) fn all_alike<T: PartialEq>(&self, of: impl Fn(&Shared) -> T) -> bool {
-        let vcpus = self.vcpus.lock();
-        let mut rest = vcpus.iter();
+        let directory = self.directory.lock();
+        let mut rest = directory.iter().flatten();
         let Some(first) = rest.next().map(|vcpu| of(vcpu)) else {
             return true;
         };
@@ -122,7 +192,7 @@ impl Targets {
 
     /// Tells all vCPUs that what they keep in guest memory is out of date. From any context.
     pub(crate) fn post_updates(&self) {
-        for vcpu in self.vcpus.lock().iter() {
+        for vcpu in self.directory.lock().iter().flatten() {
             if vcpu.mailbox.post_update() {
                 vcpu.wake();
             }
@@ -131,7 +201,7 @@ impl Targets {
 
     /// Makes every vCPU look whether the 8259 pair has an interrupt for it.
     pub(crate) fn wake_all(&self) {
-        for vcpu in self.vcpus.lock().iter() {
+        for vcpu in self.directory.lock().iter().flatten() {
             vcpu.wake();
         }
     }

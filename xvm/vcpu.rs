@@ -19,6 +19,7 @@ use super::ops::Config;
 use super::ops::VcpuConfig;
 use super::platform::lapic::Lapic;
 use super::platform::mailbox::Mailbox;
+use super::processors::Processors;
 use super::pv::Pv;
 use super::replay::Replay;
 use super::run::Pending;
@@ -69,6 +70,8 @@ pub(crate) enum MpState {
 pub(crate) struct Shared {
     /// The vCPU's number, and the ID of its local APIC.
     pub(crate) id: u32,
+    /// Whether it is the bootstrap processor.
+    pub(crate) bootstrap: bool,
     /// Whether it is in the guest, and where.
     pub(crate) presence: Arc<Presence>,
     /// Interrupts for it.
@@ -89,11 +92,12 @@ impl TimerTarget for Shared {
 }
 
 impl Shared {
-    fn new(id: u32) -> Result<Arc<Timed<Self>>> {
+    fn new(id: u32, bootstrap: bool) -> Result<Arc<Timed<Self>>> {
         let presence = Arc::new(Presence::new(), GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             Timed::new(pin_init!(Self {
                 id,
+                bootstrap,
                 presence,
                 mailbox: Mailbox::new(),
                 tsc: tsc::Published::default(),
@@ -167,15 +171,20 @@ pub(crate) struct Vcpu<V: XvmOps> {
 }
 
 impl<V: XvmOps> Vcpu<V> {
-    fn new(vm: Arc<Vm<V>>, shared: Arc<Timed<Shared>>, pages: Arc<RunPages>) -> Result<Self> {
+    fn new(
+        vm: Arc<Vm<V>>,
+        shared: Arc<Timed<Shared>>,
+        pages: Arc<RunPages>,
+        bus_cycle_ns: u64,
+    ) -> Result<Self> {
         let slots = vm.memory.view()?;
         let config = VcpuConfig {
             root: vm.memory.root(),
         };
-        let bootstrap = shared.id == 0;
+        let bootstrap = shared.bootstrap;
         let lapic = match vm.irqchip() {
             Some(_) => Some(KBox::new(
-                Lapic::new(shared.id, bootstrap),
+                Lapic::new(shared.id, bootstrap, bus_cycle_ns),
                 GFP_KERNEL_ACCOUNT,
             )?),
             None => None,
@@ -267,10 +276,11 @@ impl<V: XvmOps> VcpuFile<V> {
     /// # Errors
     ///
     /// `EEXIST` when there is one of that number, `ENOMEM`, or as [`anon_file::create`].
-    pub(crate) fn create(vm: Arc<Vm<V>>, id: u32) -> Result<isize> {
+    pub(crate) fn create(vm: Arc<Vm<V>>, id: u32, processors: &Processors) -> Result<isize> {
         let pages = Arc::new(RunPages::new(RUN_PAGES)?, GFP_KERNEL_ACCOUNT)?;
-        let shared = Shared::new(id)?;
-        let vcpu = Vcpu::new(vm.clone(), shared.clone(), pages.clone())?;
+        let shared = Shared::new(id, id == processors.boot)?;
+        let cycle = processors.bus_cycle_ns;
+        let vcpu = Vcpu::new(vm.clone(), shared.clone(), pages.clone(), cycle)?;
         let vcpu = KBox::new(vcpu, GFP_KERNEL_ACCOUNT)?;
         let file = Arc::pin_init(
             pin_init!(Self {
@@ -285,7 +295,9 @@ impl<V: XvmOps> VcpuFile<V> {
         // The drop of `file` takes it out of the VM's list again, also after a failure.
         file.vm.add_vcpu(file.shared.clone())?;
         file.vm.tscs_changed();
-        anon_file::create(file)
+        let vm = file.vm.clone();
+        // Nobody has seen the number then.
+        anon_file::create(file).inspect_err(|_| vm.targets().forget(id))
     }
 }
 

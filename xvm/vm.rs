@@ -11,6 +11,7 @@ use super::memory::Memory;
 use super::memory::Region;
 use super::platform::lapic::Shorthand;
 use super::platform::Message;
+use super::processors::Processors;
 use super::pv::Clock;
 use super::targets::Targets;
 use super::tsc::Tsc;
@@ -24,6 +25,7 @@ use crate::linux::task::AddressSpace;
 use crate::linux::timer::Timed;
 use crate::linux::user;
 use crate::uapi;
+use core::ops::DerefMut;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 use kernel::sync::new_mutex;
@@ -62,7 +64,7 @@ pub(crate) struct Vm<V: XvmOps> {
     irqchip: SetOnce<Arc<Timed<IrqChip>>>,
     /// Held while the irqchip or a vCPU is made, of which each depends on the other's absence.
     #[pin]
-    setup: Mutex<()>,
+    setup: Mutex<Processors>,
 }
 
 impl<V: XvmOps> Vm<V> {
@@ -89,7 +91,7 @@ impl<V: XvmOps> Vm<V> {
                 kick,
                 targets,
                 irqchip: SetOnce::new(),
-                setup <- new_mutex!((), "xvm_vm_setup"),
+                setup <- new_mutex!(Processors::DEFAULT, "xvm_vm_setup"),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
@@ -125,6 +127,11 @@ impl<V: XvmOps> Vm<V> {
         }
         action();
         Ok(())
+    }
+
+    /// What is settled before there are vCPUs. While it is held none is made.
+    pub(super) fn processors(&self) -> impl DerefMut<Target = Processors> + '_ {
+        self.setup.lock()
     }
 
     /// The in-kernel interrupt controllers, once they were made.
@@ -195,14 +202,12 @@ impl<V: XvmOps> Vm<V> {
 
     fn create_vcpu(this: ArcBorrow<'_, Self>, id: usize) -> Result<isize> {
         let id = u32::try_from(id).map_err(|_| EINVAL)?;
-        if id >= extension::MAX_VCPU_ID {
-            return Err(EINVAL);
-        }
-        let _setup = this.setup.lock();
+        let mut processors = this.setup.lock();
         if this.targets.count() >= extension::MAX_VCPUS as usize {
             return Err(EINVAL);
         }
-        VcpuFile::create(this.into(), id)
+        processors.check_id(id)?;
+        VcpuFile::create(this.into(), id, &processors)
     }
 
     fn create_irqchip(&self) -> Result<isize> {
@@ -226,7 +231,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             return Err(EIO);
         }
         match cmd {
-            uapi::KVM_CHECK_EXTENSION => extension::check(&this.machine.caps, arg),
+            uapi::KVM_CHECK_EXTENSION => this.check_extension(arg),
             uapi::KVM_ENABLE_CAP => this.enable_cap(arg),
             uapi::KVM_SET_USER_MEMORY_REGION => {
                 let region: uapi::kvm_userspace_memory_region = user::read(arg)?;
@@ -245,6 +250,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             uapi::KVM_SET_NR_MMU_PAGES if arg < SHADOW_PAGES_LEAST => Err(EINVAL),
             uapi::KVM_SET_NR_MMU_PAGES => Ok(0),
             uapi::KVM_CREATE_VCPU => Self::create_vcpu(this, arg),
+            uapi::KVM_SET_BOOT_CPU_ID => this.set_boot_cpu_id(arg),
             uapi::KVM_SET_TSS_ADDR => this.set_tss_address(arg),
             uapi::KVM_SET_IDENTITY_MAP_ADDR => this.set_identity_map_address(arg),
             uapi::KVM_CREATE_IRQCHIP => this.create_irqchip(),

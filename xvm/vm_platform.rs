@@ -132,6 +132,11 @@ impl<V: XvmOps> Vm<V> {
         let mut routes = KVVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
         for entry in user::read_array::<RoutingEntry>(entries, count as usize)?.iter() {
             let route = route(entry)?;
+            if let routing::Target::Msi { address, .. } = route.target {
+                if self.is_bad_msi((address >> 32) as u32) {
+                    return Err(EINVAL);
+                }
+            }
             // VMMs pass them sorted, so that this is the end.
             let at = routes.partition_point(|other: &routing::Entry| other.gsi <= route.gsi);
             routes
@@ -143,11 +148,16 @@ impl<V: XvmOps> Vm<V> {
         Ok(0)
     }
 
+    /// With APIC IDs of 32 bits the upper half of an MSI's address has bits 31:8 of one, and nothing else.
+    fn is_bad_msi(&self, address_high: u32) -> bool {
+        address_high & 0xff != 0 && self.targets().wide_ids()
+    }
+
     /// `KVM_SIGNAL_MSI`: 1 when a vCPU got it, 0 when it was blocked.
     pub(super) fn signal_msi(&self, arg: usize) -> Result<isize> {
         let msi: uapi::kvm_msi = user::read(arg)?;
         let irqchip = self.irqchip().ok_or(EINVAL)?;
-        if msi.flags != 0 {
+        if msi.flags != 0 || self.is_bad_msi(msi.address_hi) {
             return Err(EINVAL);
         }
         let address = u64::from(msi.address_hi) << 32 | u64::from(msi.address_lo);

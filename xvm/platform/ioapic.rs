@@ -67,7 +67,7 @@ impl Redirection {
 
     fn message(self) -> Message {
         Message {
-            dest: Message::widen(self.dest(), self.logical()),
+            dest: self.dest().into(),
             logical: self.logical(),
             delivery: self.delivery(),
             vector: self.vector(),

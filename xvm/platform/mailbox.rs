@@ -85,9 +85,9 @@ impl Address {
     }
 
     /// Physical destinations (12.6.2.1, 12.12.9). An ID above 255 counts whole in xAPIC mode too: nothing else could name
-    /// that APIC in the INIT and start-up IPIs that come before it goes to x2APIC mode.
+    /// that APIC in the INIT and start-up IPIs that come before it goes to x2APIC mode. 0xff is the broadcast of xAPIC mode.
     fn matches_physical(self, dest: u32) -> bool {
-        dest == BROADCAST || dest == self.id()
+        dest == BROADCAST || dest == self.id() || (dest == 0xff && !self.x2apic())
     }
 
     /// Logical destinations (12.6.2.2, 12.12.10).
@@ -341,7 +341,7 @@ mod tests {
     }
 
     fn published(id: u32, writes: &[(u32, u32)]) -> (Lapic, Mailbox) {
-        let mut lapic = Lapic::new(id, false);
+        let mut lapic = Lapic::new(id, false, 1);
         lapic.write(0xf0, 0x1ff, 0, 0);
         for &(offset, value) in writes {
             lapic.write(offset, value, 0, 0);

@@ -4,9 +4,12 @@
 
 /// The physical destination that every local APIC answers to.
 ///
-/// Sources with 8-bit destinations write it 0xff; they widen it, so that a local APIC whose x2APIC ID is 255 keeps an
-/// address of its own (Intel SDM vol. 3, 12.12.9).
+/// Sources with 8-bit destinations write it 0xff. The ICR of xAPIC mode widens that, so that a local APIC whose x2APIC ID is
+/// 255 keeps an address of its own (Intel SDM vol. 3, 12.12.9); for devices see [`Message::addressees_from_device`].
 pub const BROADCAST: u32 = u32::MAX;
+
+/// What 8-bit destinations have as broadcast.
+const SHORT_BROADCAST: u32 = 0xff;
 
 /// How the destination takes the message (Intel SDM vol. 3, 12.5.1 and 12.6.1, "delivery mode").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +63,20 @@ pub struct Message {
     pub level: bool,
 }
 
+/// Whose local APICs a message may match, so that the others need not be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addressees {
+    /// Those with an x2APIC ID in a range.
+    Ids {
+        /// The first ID.
+        first: u32,
+        /// How many.
+        count: usize,
+    },
+    /// Any.
+    Anyone,
+}
+
 register! {
     /// MSI address (Intel SDM vol. 3, 12.11.1). Bits 63:40 extend the destination where the VMM asked for 32-bit IDs
     /// (api.rst, KVM_CAP_X2APIC_API).
@@ -89,18 +106,37 @@ impl Message {
         }
     }
 
-    /// Decodes a message-signalled interrupt.
-    ///
-    /// `x2apic_ext_dest`: the upper address bits hold bits 31:8 of the destination, and 0xff is an APIC like any other.
-    pub fn from_msi(address: u64, data: u32, x2apic_ext_dest: bool) -> Message {
+    /// Who may be addressed by an IPI without a shorthand.
+    pub fn addressees(&self) -> Addressees {
+        match self.dest {
+            BROADCAST => Addressees::Anyone,
+            first if !self.logical => Addressees::Ids { first, count: 1 },
+            // A cluster of x2APIC mode (12.12.10.2). Logical IDs of xAPIC mode are in the lowest byte, and any APIC may have any.
+            dest if dest > SHORT_BROADCAST => Addressees::Ids {
+                first: (dest >> 16) << 4,
+                count: 16,
+            },
+            _ => Addressees::Anyone,
+        }
+    }
+
+    /// Who may be addressed by an MSI, or a message of the IOAPIC. To these the physical 0xff is the broadcast, as KVM has
+    /// it, unless the VMM wants it `exact`: then an APIC in x2APIC mode has it for an ID (api.rst, KVM_CAP_X2APIC_API).
+    pub fn addressees_from_device(&self, exact: bool) -> (Message, Addressees) {
+        if self.logical || self.dest != SHORT_BROADCAST {
+            return (*self, self.addressees());
+        }
+        let dest = if exact { SHORT_BROADCAST } else { BROADCAST };
+        (Message { dest, ..*self }, Addressees::Anyone)
+    }
+
+    /// Decodes a message-signalled interrupt. `wide`: the upper address bits hold bits 31:8 of the destination.
+    pub fn from_msi(address: u64, data: u32, wide: bool) -> Message {
         let address = MsiAddress(address);
         let data = MsiData(data);
         let logical = address.logical();
-        let dest = if x2apic_ext_dest {
-            (address.dest_high() << 8) | u32::from(address.dest())
-        } else {
-            Self::widen(address.dest(), logical)
-        };
+        let high = if wide { address.dest_high() } else { 0 };
+        let dest = (high << 8) | u32::from(address.dest());
         let delivery = match Delivery::from_bits(data.delivery()) {
             // The hint asks for one processor out of a logical set (12.11.1).
             Delivery::Fixed if logical && address.redirection_hint() => Delivery::LowestPriority,
@@ -135,14 +171,34 @@ mod tests {
                 level: true,
             }
         );
-        assert_eq!(Message::from_msi(0xfeef_f000, 0x444, false).dest, BROADCAST);
-        // Eight logical IDs are no broadcast.
-        assert_eq!(Message::from_msi(0xfeef_f004, 0x44, false).dest, 0xff);
+        let high = Message::from_msi(0x0001_0200_feef_f000, 0x444, false);
+        assert_eq!(high.dest, 0xff);
         let wide = Message::from_msi(0x0001_0200_feef_f000, 0x444, true);
         assert_eq!((wide.dest, wide.delivery), (0x0001_02ff, Delivery::Nmi));
         assert_eq!(
             Message::from_msi(0xfee0_0000, 0x600, false).delivery,
             Delivery::Reserved
         );
+    }
+
+    #[test]
+    fn few_are_asked() {
+        let message = |address| Message::from_msi(address, 0x44, true);
+        let ids = |first, count| Addressees::Ids { first, count };
+        assert_eq!(message(0xfee0_5000).addressees(), ids(5, 1));
+        // Eight logical IDs are no broadcast, and may be of any cluster of xAPIC mode.
+        let logical = message(0xfeef_f004);
+        assert_eq!(
+            logical.addressees_from_device(false),
+            (logical, Addressees::Anyone)
+        );
+        assert_eq!(message(0x0012_0000_fee0_1004).addressees(), ids(0x120, 16));
+        assert_eq!(message(0x100_fee0_0004).addressees(), ids(0, 16));
+        let everyone = message(0xfeef_f000);
+        assert_eq!(everyone.addressees(), ids(255, 1));
+        let (sent, to) = everyone.addressees_from_device(false);
+        assert_eq!((sent.dest, to), (BROADCAST, Addressees::Anyone));
+        let (sent, to) = everyone.addressees_from_device(true);
+        assert_eq!((sent.dest, to), (0xff, Addressees::Anyone));
     }
 }

@@ -16,7 +16,7 @@ const INITIAL_COUNT: u32 = 0x380;
 const DIVIDE: u32 = 0x3e0;
 
 fn enabled() -> Lapic {
-    let mut lapic = Lapic::new(0, false);
+    let mut lapic = Lapic::new(0, false, 1);
     lapic.write(SVR, 0x1ff, 0, 0);
     lapic
 }
@@ -154,7 +154,7 @@ proptest! {
     /// Whatever a guest or VMM does, nothing panics, and what is saved can be restored and saved again without a change.
     #[test]
     fn hostile_accesses(accesses in prop::collection::vec(access(), 1..100), id in any::<u32>()) {
-        let mut lapic = Lapic::new(id, true);
+        let mut lapic = Lapic::new(id, true, 1);
         let mailbox = Mailbox::new();
         let mut now = 0u64;
         for access in accesses {
@@ -197,7 +197,7 @@ proptest! {
         for id32 in [false, true] {
             let (mut saved, mut again) = ([0; 1024], [0; 1024]);
             lapic.state(&mut saved, id32, now);
-            let mut other = Lapic::new(id, true);
+            let mut other = Lapic::new(id, true, 1);
             other.restore_base(lapic.base(), 46).unwrap();
             other.set_state(&saved, id32, now).unwrap();
             other.state(&mut again, id32, now);

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use xvm_logic::platform::lapic::Lapic;
 use xvm_logic::platform::mailbox::lowest_priority;
 use xvm_logic::platform::mailbox::Mailbox;
+use xvm_logic::platform::message::Addressees;
 use xvm_logic::platform::message::BROADCAST;
 use xvm_logic::platform::Delivery;
 use xvm_logic::platform::Message;
@@ -29,7 +30,7 @@ fn every_new_post_arrives_once() {
         new
     };
     let own = || {
-        let mut lapic = Lapic::new(0, false);
+        let mut lapic = Lapic::new(0, false, 1);
         lapic.write(0xf0, 0x1ff, 0, 0);
         let mut arrived = 0u64;
         loop {
@@ -66,7 +67,7 @@ fn message(dest: u32, logical: bool) -> Message {
 }
 
 fn published(id: u32, x2apic: bool, ldr: u32, flat: bool) -> Mailbox {
-    let mut lapic = Lapic::new(id, false);
+    let mut lapic = Lapic::new(id, false, 1);
     lapic.write(0xf0, 0x1ff, 0, 0);
     lapic.write(0xd0, ldr << 24, 0, 0);
     lapic.write(0xe0, if flat { u32::MAX } else { 0 }, 0, 0);
@@ -89,7 +90,8 @@ proptest! {
         let mailbox = published(id, x2apic, 0, true);
         prop_assert!(mailbox.matches(&message(id, false)));
         prop_assert!(mailbox.matches(&message(BROADCAST, false)));
-        prop_assert_eq!(mailbox.matches(&message(dest, false)), dest == id || dest == BROADCAST);
+        let all = dest == BROADCAST || (dest == 0xff && !x2apic);
+        prop_assert_eq!(mailbox.matches(&message(dest, false)), dest == id || all);
     }
 
     /// Logical destinations: flat, cluster and x2APIC.
@@ -112,6 +114,32 @@ proptest! {
         prop_assert!(published(id, true, 0, true).matches(&message(BROADCAST, true)));
     }
 
+    /// Who isn't asked would not have matched. The exception: 0xff from x2APIC mode is one ID, also for an APIC in xAPIC mode.
+    #[test]
+    fn addressees(
+        id in prop_oneof![0u32..300, any::<u32>()],
+        ldr in any::<u8>(),
+        flat in any::<bool>(),
+        x2apic in any::<bool>(),
+        dest in prop_oneof![0u32..300, any::<u32>(), Just(BROADCAST)],
+        logical in any::<bool>(),
+        exact in any::<bool>(),
+    ) {
+        let mailbox = match x2apic {
+            true => published(id, true, 0, true),
+            false => published(id, false, ldr.into(), flat),
+        };
+        let ipi = message(dest, logical);
+        let asked = |addressees| match addressees {
+            Addressees::Ids { first, count } => (first..).take(count).any(|one| one == id),
+            Addressees::Anyone => true,
+        };
+        let short = !logical && !x2apic && dest == 0xff;
+        prop_assert!(short || !mailbox.matches(&ipi) || asked(ipi.addressees()));
+        let (ipi, addressees) = ipi.addressees_from_device(exact);
+        prop_assert!(!mailbox.matches(&ipi) || asked(addressees));
+    }
+
     /// Arbitration chooses one that matches, with the lowest task priority among those.
     #[test]
     fn arbitration(
@@ -120,7 +148,7 @@ proptest! {
         vector in 16u8..,
     ) {
         let boxes: Vec<Mailbox> = tprs.iter().enumerate().map(|(index, tpr)| {
-            let mut lapic = Lapic::new(index as u32, false);
+            let mut lapic = Lapic::new(index as u32, false, 1);
             lapic.write(0xf0, 0x1ff, 0, 0);
             lapic.write(0xd0, 1 << (24 + index), 0, 0);
             lapic.set_tpr(*tpr);

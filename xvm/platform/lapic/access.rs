@@ -264,14 +264,14 @@ mod tests {
     use super::*;
 
     fn x2apic(id: u32) -> Lapic {
-        let mut lapic = Lapic::new(id, false);
+        let mut lapic = Lapic::new(id, false, 1);
         lapic.set_base(0xfee0_0c00, 36).unwrap();
         lapic
     }
 
     #[test]
     fn identity_in_both_modes() {
-        let mut lapic = Lapic::new(0x123, false);
+        let mut lapic = Lapic::new(0x123, false, 1);
         assert_eq!(lapic.read(0x20, 0), 0x2300_0000);
         lapic.write(0xd0, u32::MAX, 0, 0);
         assert_eq!(lapic.read(0xd0, 0), 0xff00_0000);
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn interrupt_commands() {
-        let mut lapic = Lapic::new(0, false);
+        let mut lapic = Lapic::new(0, false, 1);
         lapic.write(0x310, 0xffff_ffff, 0, 0);
         assert_eq!(lapic.read(0x310, 0), 0xff00_0000);
         let Effect::Send(message, Shorthand::None) = lapic.write(0x300, 0xa5a1_9041, 0, 0) else {
@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn software_disable_masks_the_table() {
-        let mut lapic = Lapic::new(0, true);
+        let mut lapic = Lapic::new(0, true, 1);
         lapic.write(0x320, 0x31, 0, 0);
         assert_eq!(lapic.read(0x320, 0), 0x1_0031);
         lapic.write(0xf0, 0x1ff, 0, 0);
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn holes_in_the_page_are_errors() {
-        let mut lapic = Lapic::new(0, false);
+        let mut lapic = Lapic::new(0, false, 1);
         assert_eq!(lapic.read(0x2f0, 0), 0);
         assert_eq!(lapic.write(0x3f0, 0x40, 0, 0), Effect::None);
         lapic.write(0x280, 0, 0, 0);

@@ -114,7 +114,7 @@ mod tests {
         const XAPIC: u64 = 0xfee0_0800;
         const X2APIC: u64 = 0xfee0_0c00;
         let from = |value| {
-            let mut lapic = Lapic::new(0, false);
+            let mut lapic = Lapic::new(0, false, 1);
             lapic.restore_base(value, 36).unwrap();
             lapic
         };

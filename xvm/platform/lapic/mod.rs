@@ -101,7 +101,8 @@ pub struct Lapic {
 
 impl Lapic {
     /// A local APIC after power-up. `id` is its x2APIC ID; `bootstrap` says that its vCPU is the bootstrap processor.
-    pub fn new(id: u32, bootstrap: bool) -> Self {
+    /// `bus_cycle_ns`, not 0, is how long a cycle of the bus takes; the longest time of the timer must fit 64 bits.
+    pub fn new(id: u32, bootstrap: bool, bus_cycle_ns: u64) -> Self {
         let mut lapic = Self {
             id,
             bootstrap,
@@ -117,7 +118,7 @@ impl Lapic {
             errors: 0,
             icr: Icr(0),
             lvt: [Lvt::RESET; 6],
-            countdown: Countdown::new(),
+            countdown: Countdown::new(bus_cycle_ns),
         };
         lapic.reset_registers();
         lapic
@@ -149,7 +150,7 @@ impl Lapic {
             // (api.rst, KVM_X86_QUIRK_LINT0_REENABLED).
             *self.lvt_mut(LvtEntry::Lint0) = Lvt(0x700);
         }
-        self.countdown = Countdown::new();
+        self.countdown.reset();
     }
 
     fn lvt(&self, entry: LvtEntry) -> Lvt {
@@ -297,7 +298,7 @@ mod tests {
 
     /// In xAPIC mode, software-enabled.
     fn enabled() -> Lapic {
-        let mut lapic = Lapic::new(3, false);
+        let mut lapic = Lapic::new(3, false, 1);
         assert_eq!(lapic.write(0xf0, 0x1ff, 0, 0), Effect::None);
         lapic
     }
@@ -347,8 +348,8 @@ mod tests {
 
     #[test]
     fn the_virtual_wire_is_open_for_the_bootstrap_processor() {
-        assert!(Lapic::new(0, true).accepts_extint());
-        let mut lapic = Lapic::new(1, false);
+        assert!(Lapic::new(0, true, 1).accepts_extint());
+        let mut lapic = Lapic::new(1, false, 1);
         assert!(!lapic.accepts_extint());
         lapic.set_base(0xfee0_0000, 36).unwrap();
         assert!(lapic.accepts_extint());

@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn id_formats() {
-        let mut lapic = Lapic::new(5, false);
+        let mut lapic = Lapic::new(5, false, 1);
         let mut page = [0; SIZE];
         lapic.state(&mut page, true, 0);
         assert_eq!(word(&page, 0x20), 5 << 24);
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn reserved_bits_are_dropped() {
-        let mut lapic = Lapic::new(0, false);
+        let mut lapic = Lapic::new(0, false, 1);
         let mut page = [0; SIZE];
         for offset in [0x80, 0xe0, 0xf0, 0x310, 0x320] {
             page[offset..offset + 4].copy_from_slice(&0xfafa_5a5a_u32.to_le_bytes());
@@ -127,14 +127,14 @@ mod tests {
 
     #[test]
     fn a_running_timer_goes_on() {
-        let mut lapic = Lapic::new(0, false);
+        let mut lapic = Lapic::new(0, false, 1);
         lapic.write(0xf0, 0x1ff, 0, 0);
         lapic.write(0x320, 0x40, 0, 0);
         lapic.write(0x3e0, 0xb, 0, 0);
         lapic.write(0x380, 1000, 0, 0);
         let mut page = [0; SIZE];
         lapic.state(&mut page, false, 400);
-        let mut other = Lapic::new(0, false);
+        let mut other = Lapic::new(0, false, 1);
         other.set_state(&page, false, 10_000).unwrap();
         assert_eq!(other.timer(), Timer::At { ns: 10_600 });
         assert_eq!(other.read(0x390, 10_000), 600);

@@ -2,7 +2,7 @@
 
 //! The timer of the local APIC (Intel SDM vol. 3, 12.5.4).
 //!
-//! The bus clock is 1 GHz: a tick before the divider is a nanosecond. The timer is a point in time, not a count: what the
+//! It counts cycles of the bus, of 1 GHz unless the VMM wants another rate. The timer is a point in time, not a count: what the
 //! current-count register shows is worked out when it is read, and a host timer is needed only while an interrupt can come
 //! of it. Periods are counted from the previous one, not from when the host got round to it, so they don't drift.
 
@@ -33,6 +33,8 @@ pub enum Timer {
 /// The countdown.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Countdown {
+    /// Nanoseconds in a cycle of the bus, the tick before the divider.
+    cycle: u64,
     initial: u32,
     divide: Divide,
     /// When the count reaches 0, in nanoseconds; `None` when it stands at 0.
@@ -43,13 +45,24 @@ pub(super) struct Countdown {
 
 impl Countdown {
     /// As after reset.
-    pub(super) const fn new() -> Self {
+    pub(super) const fn new(cycle: u64) -> Self {
         Self {
+            cycle,
             initial: 0,
             divide: Divide(0),
             expiry: None,
             tsc_deadline: 0,
         }
+    }
+
+    /// As after reset, at the same rate.
+    pub(super) fn reset(&mut self) {
+        *self = Self::new(self.cycle);
+    }
+
+    /// Nanoseconds from one count to the next.
+    fn tick(&self) -> u64 {
+        self.divide.ticks().saturating_mul(self.cycle).max(1)
     }
 
     /// Initial-count register.
@@ -69,7 +82,9 @@ impl Countdown {
 
     /// Time from one expiry of a periodic timer to the next.
     fn period(&self) -> u64 {
-        (u64::from(self.initial) * self.divide.ticks()).max(MIN_PERIOD)
+        u64::from(self.initial)
+            .saturating_mul(self.tick())
+            .max(MIN_PERIOD)
     }
 
     /// Current-count register.
@@ -81,7 +96,7 @@ impl Countdown {
             None if mode == TimerMode::Periodic => self.period() - (now - expiry) % self.period(),
             None => 0,
         };
-        let count = left.div_ceil(self.divide.ticks());
+        let count = left.div_ceil(self.tick());
         u32::try_from(count).map_or(self.initial, |count| count.min(self.initial))
     }
 
@@ -96,7 +111,7 @@ impl Countdown {
 
     /// Goes on from a count that was read from the current-count register.
     fn resume(&mut self, mode: TimerMode, count: u32, now: u64) {
-        let left = u64::from(count) * self.divide.ticks();
+        let left = u64::from(count).saturating_mul(self.tick());
         self.expiry = match mode {
             _ if count == 0 => None,
             TimerMode::OneShot => Some(now.saturating_add(left)),
@@ -191,7 +206,7 @@ mod tests {
 
     #[test]
     fn one_shot_counts_down_and_stops() {
-        let mut timer = Countdown::new();
+        let mut timer = Countdown::new(1);
         timer.start(TimerMode::OneShot, 1000, 10);
         assert_eq!(timer.next(TimerMode::OneShot), Timer::At { ns: 2010 });
         assert_eq!(timer.current(TimerMode::OneShot, 10), 1000);
@@ -205,7 +220,7 @@ mod tests {
 
     #[test]
     fn periods_do_not_drift_when_the_host_is_late() {
-        let mut timer = Countdown::new();
+        let mut timer = Countdown::new(1);
         timer.start(TimerMode::Periodic, 500_000, 0);
         for (now, next) in [(1_000_007, 2_000_000), (5_900_000, 6_000_000)] {
             assert!(timer.expire(TimerMode::Periodic, now, 0));
@@ -215,7 +230,7 @@ mod tests {
 
     #[test]
     fn time_does_not_overflow() {
-        let mut timer = Countdown::new();
+        let mut timer = Countdown::new(1);
         timer.set_divide(TimerMode::Periodic, 0xa, u64::MAX);
         timer.start(TimerMode::Periodic, u32::MAX, u64::MAX);
         assert_eq!(timer.next(TimerMode::Periodic), Timer::At { ns: u64::MAX });
@@ -225,7 +240,7 @@ mod tests {
 
     #[test]
     fn short_periods_are_stretched() {
-        let mut timer = Countdown::new();
+        let mut timer = Countdown::new(1);
         timer.start(TimerMode::Periodic, 1, 0);
         assert_eq!(
             timer.next(TimerMode::Periodic),
@@ -235,8 +250,20 @@ mod tests {
     }
 
     #[test]
+    fn a_slower_bus_makes_longer_ticks() {
+        let mut timer = Countdown::new(40);
+        timer.set_divide(TimerMode::OneShot, 0x3, 0);
+        timer.start(TimerMode::OneShot, 1000, 0);
+        assert_eq!(timer.next(TimerMode::OneShot), Timer::At { ns: 640_000 });
+        assert_eq!(timer.current(TimerMode::OneShot, 320_000), 500);
+        timer.reset();
+        timer.start(TimerMode::OneShot, 1000, 0);
+        assert_eq!(timer.next(TimerMode::OneShot), Timer::At { ns: 80_000 });
+    }
+
+    #[test]
     fn the_count_survives_a_new_divider() {
-        let mut timer = Countdown::new();
+        let mut timer = Countdown::new(1);
         timer.start(TimerMode::OneShot, 1000, 0);
         timer.set_divide(TimerMode::OneShot, 0xb, 1000);
         assert_eq!(timer.current(TimerMode::OneShot, 1000), 500);

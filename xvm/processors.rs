@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the VMM says of a VM's processors before it makes them: `KVM_SET_BOOT_CPU_ID` (api.rst, 4.41),
+//! `KVM_CAP_MAX_VCPU_ID` (7.32), `KVM_CAP_X86_APIC_BUS_CYCLES_NS` (7.35) and `KVM_CAP_X2APIC_API` (7.7).
+
+use super::extension;
+use super::vm::Vm;
+use super::XvmOps;
+use crate::uapi;
+use kernel::prelude::*;
+
+/// Flags of `KVM_CAP_X2APIC_API`.
+const USE_32BIT_IDS: u64 = 1 << 0;
+const DISABLE_BROADCAST_QUIRK: u64 = 1 << 1;
+
+/// See the file's head. Guarded by `Vm::setup`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Processors {
+    /// The number of the bootstrap processor.
+    pub(crate) boot: u32,
+    /// Numbers of vCPUs are below this; 0 as long as nobody has said so.
+    max_ids: u32,
+    /// Nanoseconds for a cycle of the APIC bus, by which the local APICs' timers count.
+    pub(crate) bus_cycle_ns: u64,
+}
+
+impl Processors {
+    /// As it is when the VMM says nothing.
+    pub(crate) const DEFAULT: Self = Self {
+        boot: 0,
+        max_ids: 0,
+        bus_cycle_ns: 1,
+    };
+
+    /// Looks whether a vCPU may have the number `id`. From the first vCPU on the limit is settled.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when it may not.
+    pub(super) fn check_id(&mut self, id: u32) -> Result {
+        if self.max_ids == 0 {
+            self.max_ids = extension::MAX_VCPU_ID;
+        }
+        if id >= self.max_ids {
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+}
+
+impl<V: XvmOps> Vm<V> {
+    /// `KVM_CHECK_EXTENSION` of a VM.
+    ///
+    /// # Errors
+    ///
+    /// None; the type is that of ioctls.
+    pub(super) fn check_extension(&self, capability: usize) -> Result<isize> {
+        if capability == uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS as usize {
+            return Ok(self.processors().bus_cycle_ns as isize);
+        }
+        extension::check(&self.machine.caps, capability)
+    }
+
+    /// `KVM_SET_BOOT_CPU_ID`.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when there is a vCPU, `EINVAL` for a number that none can have.
+    pub(super) fn set_boot_cpu_id(&self, id: usize) -> Result<isize> {
+        let mut processors = self.processors();
+        if self.has_vcpus() {
+            return Err(EBUSY);
+        }
+        let limit = match processors.max_ids {
+            0 => extension::MAX_VCPU_ID,
+            limit => limit,
+        };
+        let id = u32::try_from(id).map_err(|_| EINVAL)?;
+        // The limit itself is taken, as in KVM, where it then names no vCPU.
+        if id > limit {
+            return Err(EINVAL);
+        }
+        processors.boot = id;
+        Ok(0)
+    }
+
+    /// `KVM_CAP_MAX_VCPU_ID`: numbers are below `limit`. 0 changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when it is more than the device takes, below the bootstrap processor's number, or set to something else
+    /// already, by this or by the first vCPU.
+    pub(super) fn set_max_vcpu_id(&self, limit: u64) -> Result {
+        let limit = u32::try_from(limit).map_err(|_| EINVAL)?;
+        let mut processors = self.processors();
+        let settled = processors.max_ids != 0 && processors.max_ids != limit;
+        if limit > extension::MAX_VCPU_ID || limit < processors.boot || settled {
+            return Err(EINVAL);
+        }
+        processors.max_ids = limit;
+        Ok(())
+    }
+
+    /// `KVM_CAP_X86_APIC_BUS_CYCLES_NS`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for 0, for so many that the longest time of a timer is no number, and when there is a vCPU; `ENXIO` without
+    /// in-kernel interrupt controllers.
+    pub(super) fn set_apic_bus_cycle(&self, ns: u64) -> Result {
+        /// The highest divider of a timer (SDM vol 3, figure 12-10).
+        const MAX_DIVIDER: u64 = 128;
+        let longest = (u64::from(u32::MAX) * MAX_DIVIDER).checked_mul(ns);
+        if ns == 0 || longest.is_none() {
+            return Err(EINVAL);
+        }
+        let mut processors = self.processors();
+        if self.irqchip().is_none() {
+            return Err(ENXIO);
+        }
+        if self.has_vcpus() {
+            return Err(EINVAL);
+        }
+        processors.bus_cycle_ns = ns;
+        Ok(())
+    }
+
+    /// `KVM_CAP_X2APIC_API`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for flags that `KVM_CHECK_EXTENSION` doesn't name.
+    pub(super) fn use_x2apic_api(&self, flags: u64) -> Result {
+        if flags & !(USE_32BIT_IDS | DISABLE_BROADCAST_QUIRK) != 0 {
+            return Err(EINVAL);
+        }
+        let exact_broadcast = flags & DISABLE_BROADCAST_QUIRK != 0;
+        self.targets()
+            .use_x2apic_api(flags & USE_32BIT_IDS != 0, exact_broadcast);
+        Ok(())
+    }
+}
