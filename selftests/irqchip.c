@@ -319,4 +319,22 @@ TEST_F(irqchip, self_ipi)
 	EXPECT_EQ(1, vcpu_regs(&self->vcpu).rdi & 0xffff);
 }
 
+/* VMMs turn the page off that there isn't. */
+TEST_F(irqchip, vapic_address)
+{
+	struct kvm_vapic_addr address = { 0 };
+	struct vm bare = vm_create();
+	struct vcpu vcpu = vcpu_create(&bare, 0);
+
+	EXPECT_EQ(0, try_ioctl(self->vcpu.fd, KVM_SET_VAPIC_ADDR, &address));
+	EXPECT_EQ(-EFAULT, try_ioctl(self->vcpu.fd, KVM_SET_VAPIC_ADDR, 8));
+	EXPECT_EQ(-EINVAL, try_ioctl(vcpu.fd, KVM_SET_VAPIC_ADDR, &address));
+	if (device_extension(KVM_CAP_VAPIC) == 0) {
+		address.vapic_addr = 0x1000;
+		EXPECT_EQ(-EINVAL, try_ioctl(self->vcpu.fd, KVM_SET_VAPIC_ADDR, &address));
+	}
+	vcpu_free(&vcpu);
+	vm_free(&bare);
+}
+
 XVM_TEST_MAIN
