@@ -6,6 +6,7 @@
 //! the contents.
 
 use super::ffi;
+use super::user::Plain;
 use core::mem::size_of;
 use kernel::alloc::flags::__GFP_ZERO;
 use kernel::mm::virt::VmaNew;
@@ -103,6 +104,22 @@ impl RunPages {
                 // SAFETY: The address is valid for `T`, which has no padding that could leak. Volatile as in `get`.
                 unsafe { address.write_volatile(value) };
             }
+        }
+    }
+
+    /// Copies a structure out, once. `None` when it isn't inside of one page.
+    pub(crate) fn copy_out<T: Plain>(&self, offset: usize) -> Option<T> {
+        let from = self.address(offset, size_of::<T>())?.cast::<T>();
+        // SAFETY: `from` is valid for that many bytes, whatever their alignment; every bit pattern is a value. What a racing VMM
+        // leaves in it is the VMM's own doing.
+        Some(unsafe { from.read_unaligned() })
+    }
+
+    /// Copies a structure in. Does nothing when it isn't inside of one page.
+    pub(crate) fn copy_in<T: Plain>(&self, offset: usize, value: &T) {
+        if let Some(to) = self.address(offset, size_of::<T>()) {
+            // SAFETY: `to` is valid for that many bytes, and no Rust reference to them exists; a plain value has no padding.
+            unsafe { to.cast::<T>().write_unaligned(*value) };
         }
     }
 

@@ -84,4 +84,85 @@ TEST_F(enable, emulation_failure)
 	EXPECT_EQ(6, vcpu_run_to_port(&self->vcpu, PORT_EXCEPTION));
 }
 
+GUEST_CODE64(rounds, 1: GUEST_SYNC; jmp 1b);
+
+static struct kvm_vcpu_events get_events(struct vcpu *vcpu)
+{
+	struct kvm_vcpu_events events;
+
+	do_ioctl(vcpu->fd, KVM_GET_VCPU_EVENTS, &events);
+	return events;
+}
+
+/* With the capability a raised exception is told from one that is being delivered, and brings CR2 or DR6 along. */
+TEST_F(enable, exception_payload)
+{
+	struct vcpu *vcpu = &self->vcpu;
+	struct kvm_vcpu_events events;
+	struct kvm_debugregs debug;
+
+	guest_load(&self->vm, rounds);
+	vcpu_run_to_port(vcpu, PORT_SYNC);
+	events = get_events(vcpu);
+	EXPECT_EQ(0, events.flags & KVM_VCPUEVENT_VALID_PAYLOAD);
+	/* Without it nothing of this counts, not even a vector that can't be; the flag is refused. */
+	events.exception.pending = 1;
+	events.exception.nr = 99;
+	EXPECT_EQ(0, try_ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events));
+	events.flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+	EXPECT_EQ(-EINVAL, try_ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events));
+
+	ASSERT_EQ(0, enable(self->vm.fd, KVM_CAP_EXCEPTION_PAYLOAD, 0, 1));
+	EXPECT_NE(0, get_events(vcpu).flags & KVM_VCPUEVENT_VALID_PAYLOAD);
+	EXPECT_EQ(-EINVAL, try_ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events));
+	events.exception.nr = 14;
+	events.exception.has_error_code = 1;
+	events.exception.error_code = 2;
+	events.exception_has_payload = 1;
+	events.exception_payload = 0x7654000;
+	ASSERT_EQ(0, try_ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events));
+	events = get_events(vcpu);
+	EXPECT_EQ(1, events.exception.pending);
+	EXPECT_EQ(0, events.exception.injected);
+	EXPECT_EQ(14, vcpu_run_to_port(vcpu, PORT_EXCEPTION));
+	EXPECT_EQ(0x7654000, guest_report(&self->vm)->cr2);
+	EXPECT_EQ(2, guest_report(&self->vm)->error);
+
+	guest_set_mode(vcpu, MODE_LONG);
+	vcpu_run_to_port(vcpu, PORT_SYNC);
+	events = get_events(vcpu);
+	events.exception.pending = 1;
+	events.exception.nr = 1;
+	events.exception.has_error_code = 0;
+	events.exception_has_payload = 1;
+	events.exception_payload = 1 << 14 | 2;
+	ASSERT_EQ(0, try_ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events));
+	EXPECT_EQ(1, vcpu_run_to_port(vcpu, PORT_EXCEPTION));
+	do_ioctl(vcpu->fd, KVM_GET_DEBUGREGS, &debug);
+	EXPECT_EQ(0xffff4ff2, debug.dr6);
+}
+
+TEST_F(enable, triple_fault_event)
+{
+	struct vcpu *vcpu = &self->vcpu;
+	struct kvm_vcpu_events events;
+
+	guest_load(&self->vm, rounds);
+	vcpu_run_to_port(vcpu, PORT_SYNC);
+	events = get_events(vcpu);
+	events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+	events.triple_fault.pending = 1;
+	EXPECT_EQ(-EINVAL, try_ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events));
+	ASSERT_EQ(0, enable(self->vm.fd, KVM_CAP_X86_TRIPLE_FAULT_EVENT, 0, 1));
+	ASSERT_EQ(0, try_ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events));
+	vcpu->run->immediate_exit = 1;
+	EXPECT_EQ(-EINTR, vcpu_run(vcpu));
+	vcpu->run->immediate_exit = 0;
+	events = get_events(vcpu);
+	EXPECT_NE(0, events.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT);
+	EXPECT_EQ(1, events.triple_fault.pending);
+	vcpu_run_to(vcpu, KVM_EXIT_SHUTDOWN);
+	EXPECT_EQ(0, get_events(vcpu).triple_fault.pending);
+}
+
 XVM_TEST_MAIN

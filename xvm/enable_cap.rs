@@ -16,6 +16,22 @@ use kernel::prelude::*;
 pub(crate) struct Switches {
     /// An instruction that isn't known is the VMM's business in user code as well (7.27).
     pub(crate) exit_on_emulation_failure: AtomicBool,
+    /// `struct kvm_vcpu_events` tells exceptions that are raised from those that the CPU has attempted (7.17).
+    exception_payload: AtomicBool,
+    /// It has triple faults as well (`KVM_CAP_X86_TRIPLE_FAULT_EVENT`).
+    triple_fault_event: AtomicBool,
+}
+
+impl Switches {
+    /// Whether raised exceptions are told apart.
+    pub(crate) fn exception_payload(&self) -> bool {
+        self.exception_payload.load(Ordering::Relaxed)
+    }
+
+    /// Whether triple faults are among the events.
+    pub(crate) fn triple_fault_event(&self) -> bool {
+        self.triple_fault_event.load(Ordering::Relaxed)
+    }
 }
 
 impl<V: XvmOps> Vm<V> {
@@ -34,6 +50,15 @@ impl<V: XvmOps> Vm<V> {
         match asked.cap {
             uapi::KVM_CAP_EXIT_ON_EMULATION_FAILURE => {
                 set(&switches.exit_on_emulation_failure, value)?;
+            }
+            uapi::KVM_CAP_EXCEPTION_PAYLOAD => {
+                switches
+                    .exception_payload
+                    .store(value != 0, Ordering::Relaxed);
+            }
+            uapi::KVM_CAP_X86_TRIPLE_FAULT_EVENT => {
+                let wanted = value != 0;
+                switches.triple_fault_event.store(wanted, Ordering::Relaxed);
             }
             uapi::KVM_CAP_DIRTY_LOG_RING | uapi::KVM_CAP_DIRTY_LOG_RING_ACQ_REL => {
                 self.use_dirty_rings(value)?;

@@ -13,6 +13,7 @@ use super::ops::Debugging;
 use super::run::Next;
 use super::state::seg;
 use super::state::Event;
+use super::state::SystemRegs;
 use super::vcpu::Vcpu;
 use super::vectors::BREAKPOINT;
 use super::vectors::DEBUG;
@@ -56,6 +57,16 @@ pub(crate) struct GuestDebug {
 impl GuestDebug {
     fn asks(&self, any: u32) -> bool {
         self.control & any != 0
+    }
+}
+
+impl SystemRegs {
+    /// What #DB does to DR6 and DR7. `happened`: what it is of, as in DR6, but for bits 11 and 16, which are set when it is of that.
+    pub(super) fn note_debug(&mut self, happened: u64) {
+        let debug = &mut self.debug;
+        debug.dr6 = debug.dr6 & !DR6_MATCHES | happened & (DR6_MATCHES | DR6_CAUSES) | DR6_INVERTED;
+        debug.dr6 &= !(happened & DR6_INVERTED);
+        debug.dr7 &= !DR7_GD;
     }
 }
 
@@ -184,10 +195,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// Gives the guest a #DB of its own; `dr6` says of what, in a register that said nothing before.
     fn raise_debug(&mut self, dr6: u64) {
         let mut system = V::system_regs(&self.arch);
-        let debug = &mut system.debug;
-        debug.dr6 = debug.dr6 & !DR6_MATCHES | dr6 & (DR6_MATCHES | DR6_CAUSES) | DR6_INVERTED;
-        debug.dr6 &= dr6 | !DR6_INVERTED;
-        debug.dr7 &= !DR7_GD;
+        system.note_debug(dr6 ^ DR6_INVERTED);
         V::set_system_regs(&mut self.arch, &system);
         self.events.queue_exception(DEBUG, None);
     }

@@ -25,6 +25,7 @@
 //! | `guest_memory`, `next_insn` | memory as the guest addresses it: translation; the instruction at RIP |
 //! | **State for the VMM**, each file some of a vCPU's ioctls | |
 //! | `regs`, `sregs`, `debugregs`, `fpu` | registers |
+//! | `sync_regs` | registers in `struct kvm_run` |
 //! | `cpuid`, `msr` | CPUID, model-specific registers |
 //! | `pv` | the paravirtual interface: kvmclock and what else guests know of KVM |
 //! | `mce` | machine-check registers, errors that the VMM reports |
@@ -78,6 +79,7 @@ mod run;
 mod run_page;
 mod sregs;
 pub(crate) mod state;
+mod sync_regs;
 mod system_insn;
 mod targets;
 mod translate;

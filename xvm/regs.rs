@@ -20,9 +20,13 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// `EFAULT`.
     pub(crate) fn get_regs(&mut self, arg: usize) -> Result<isize> {
-        let regs = V::store_cpu_user_regs(&self.arch);
-        user::write(arg, &to_user(&regs))?;
+        user::write(arg, &self.shown_regs())?;
         Ok(0)
+    }
+
+    /// What `KVM_GET_REGS` says.
+    pub(super) fn shown_regs(&self) -> kvm_regs {
+        to_user(&V::store_cpu_user_regs(&self.arch))
     }
 
     /// `KVM_SET_REGS`. An exception that was raised and not yet delivered was one of the old state, and goes.
@@ -31,12 +35,16 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// `EFAULT`.
     pub(crate) fn set_regs(&mut self, arg: usize) -> Result<isize> {
-        let regs: kvm_regs = user::read(arg)?;
-        V::load_cpu_user_regs(&mut self.arch, &from_user(&regs));
+        self.change_regs(&user::read(arg)?);
+        Ok(0)
+    }
+
+    /// What `KVM_SET_REGS` does.
+    pub(super) fn change_regs(&mut self, regs: &kvm_regs) {
+        V::load_cpu_user_regs(&mut self.arch, &from_user(regs));
         if core::mem::take(&mut self.events.fresh) {
             self.events.injected = None;
         }
-        Ok(0)
     }
 }
 

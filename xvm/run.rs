@@ -73,7 +73,8 @@ impl<V: XvmOps> Vcpu<V> {
     /// memory isn't there.
     pub(crate) fn run(&mut self) -> Result {
         let _mask = self.signal_mask.map(SignalMask::set);
-        let result = self.run_guest();
+        let result = self.take_synced().and_then(|()| self.run_guest());
+        self.give_synced();
         self.fill_run_page();
         // `immediate_exit` leaves the reason of the exit that was completed: VMMs look at it after that.
         if result == Err(EINTR) && task::signal_pending() {

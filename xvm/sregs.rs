@@ -157,14 +157,18 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// `EFAULT`.
     pub(crate) fn get_sregs(&mut self, arg: usize) -> Result<isize> {
+        user::write(arg, &self.shown_sregs())?;
+        Ok(0)
+    }
+
+    /// What `KVM_GET_SREGS` says.
+    pub(super) fn shown_sregs(&self) -> kvm_sregs {
         let common = self.common_sregs();
         let mut interrupt_bitmap = [0; 4];
         if let Some(vector) = self.interrupt_in_flight() {
             interrupt_bitmap[usize::from(vector / 64)] = 1 << (vector % 64);
         }
-        let sregs = give_common!(kvm_sregs, common, interrupt_bitmap: interrupt_bitmap);
-        user::write(arg, &sregs)?;
-        Ok(0)
+        give_common!(kvm_sregs, common, interrupt_bitmap: interrupt_bitmap)
     }
 
     /// `KVM_SET_SREGS`.
@@ -173,7 +177,16 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// `EINVAL` when the registers can't be as they are (then nothing has changed), `EFAULT`.
     pub(crate) fn set_sregs(&mut self, arg: usize) -> Result<isize> {
-        let sregs: kvm_sregs = user::read(arg)?;
+        self.change_sregs(&user::read(arg)?)?;
+        Ok(0)
+    }
+
+    /// What `KVM_SET_SREGS` does.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when the registers can't be as they are (then nothing has changed).
+    pub(super) fn change_sregs(&mut self, sregs: &kvm_sregs) -> Result {
         let mut regs = V::system_regs(&self.arch);
         take_common!(regs, sregs);
         if regs.is_pae() {
@@ -189,7 +202,7 @@ impl<V: XvmOps> Vcpu<V> {
         if let Some((n, word)) = words.find(|(_, word)| *word != 0) {
             self.events.interrupt = Some((n & 3) * 64 + word.trailing_zeros() as u8);
         }
-        Ok(0)
+        Ok(())
     }
 
     fn set_common_sregs(&mut self, new: &Common) -> Result {

@@ -5,10 +5,13 @@
 //!
 //! There is no system management mode: its fields are zero, and can be set to nothing else.
 
+use super::enable_cap::Switches;
 use super::state::Event;
 use super::vcpu::Vcpu;
 use super::vectors::BREAKPOINT;
+use super::vectors::DEBUG;
 use super::vectors::OVERFLOW;
+use super::vectors::PAGE_FAULT;
 use super::XvmOps;
 use crate::linux::user;
 use crate::uapi;
@@ -19,31 +22,47 @@ use kernel::prelude::*;
 /// A CPU holds one NMI while it handles another.
 const NMIS_MAX: u8 = 2;
 
-/// The flags that `KVM_SET_VCPU_EVENTS` takes. Payloads and triple faults come with capabilities that can't be turned
-/// on.
+/// The flags that `KVM_SET_VCPU_EVENTS` takes.
 const FLAGS: u32 = uapi::KVM_VCPUEVENT_VALID_NMI_PENDING
     | uapi::KVM_VCPUEVENT_VALID_SIPI_VECTOR
     | uapi::KVM_VCPUEVENT_VALID_SHADOW
-    | uapi::KVM_VCPUEVENT_VALID_SMM;
+    | uapi::KVM_VCPUEVENT_VALID_SMM
+    | uapi::KVM_VCPUEVENT_VALID_PAYLOAD
+    | uapi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
 
 /// Vectors below this are exceptions.
 const EXCEPTIONS: u8 = 32;
 /// The vector of NMIs, which are no exceptions.
 const NMI_VECTOR: u8 = 2;
 
-/// Checks what can be checked before anything changes.
-fn check(events: &kvm_vcpu_events) -> Result {
+/// Checks what can be checked before anything changes. Returns the events with what doesn't count cleared.
+fn check(events: &kvm_vcpu_events, switches: &Switches) -> Result<kvm_vcpu_events> {
+    let mut events = *events;
     let flag = |flag| events.flags & flag != 0;
-    let exception = &events.exception;
-    let raised = exception.injected != 0 || exception.pending != 0;
+    let payload = flag(uapi::KVM_VCPUEVENT_VALID_PAYLOAD);
+    let triple_fault = flag(uapi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT);
     let smm = &events.smi;
     if events.flags & !FLAGS != 0
-        || raised && (exception.nr >= EXCEPTIONS || exception.nr == NMI_VECTOR)
+        || payload && !switches.exception_payload()
+        || triple_fault && !switches.triple_fault_event()
         || flag(uapi::KVM_VCPUEVENT_VALID_SMM) && smm.smm | smm.pending | smm.smm_inside_nmi != 0
     {
         return Err(EINVAL);
     }
-    Ok(())
+    match payload {
+        true if events.exception.pending != 0 => events.exception.injected = 0,
+        true => events.exception_has_payload = 0,
+        false => {
+            events.exception.pending = 0;
+            events.exception_has_payload = 0;
+        }
+    }
+    let exception = &events.exception;
+    let raised = exception.injected | exception.pending != 0;
+    if raised && (exception.nr >= EXCEPTIONS || exception.nr == NMI_VECTOR) {
+        return Err(EINVAL);
+    }
+    Ok(events)
 }
 
 impl<V: XvmOps> Vcpu<V> {
@@ -54,6 +73,12 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// `EFAULT`.
     pub(crate) fn get_vcpu_events(&mut self, arg: usize) -> Result<isize> {
+        user::write(arg, &self.shown_events())?;
+        Ok(0)
+    }
+
+    /// What `KVM_GET_VCPU_EVENTS` says.
+    pub(super) fn shown_events(&mut self) -> kvm_vcpu_events {
         let mut events = kvm_vcpu_events::default();
         if let Some(Event::Exception { vector, error_code }) = self.events.injected {
             events.exception.injected = 1;
@@ -73,8 +98,17 @@ impl<V: XvmOps> Vcpu<V> {
         events.nmi.pending = self.events.nmis;
         events.nmi.masked = state.nmi.into();
         events.flags = uapi::KVM_VCPUEVENT_VALID_NMI_PENDING | uapi::KVM_VCPUEVENT_VALID_SHADOW;
-        user::write(arg, &events)?;
-        Ok(0)
+        if self.vm.switches.exception_payload() {
+            // An exception that the CPU has not attempted yet. What it says in CR2 or DR6 is there already.
+            events.exception.pending = events.exception.injected & u8::from(self.events.fresh);
+            events.exception.injected &= !events.exception.pending;
+            events.flags |= uapi::KVM_VCPUEVENT_VALID_PAYLOAD;
+        }
+        if self.vm.switches.triple_fault_event() {
+            events.triple_fault.pending = self.events.triple_fault.into();
+            events.flags |= uapi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+        }
+        events
     }
 
     /// `KVM_SET_VCPU_EVENTS`.
@@ -83,10 +117,23 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// `EINVAL` for unknown flags, a vector that is no exception's, and states of system management mode; `EFAULT`.
     pub(crate) fn set_vcpu_events(&mut self, arg: usize) -> Result<isize> {
-        let events: kvm_vcpu_events = user::read(arg)?;
-        check(&events)?;
+        self.change_events(&user::read(arg)?)?;
+        Ok(0)
+    }
+
+    /// What `KVM_SET_VCPU_EVENTS` does.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`, as it.
+    pub(super) fn change_events(&mut self, events: &kvm_vcpu_events) -> Result {
+        let switches = &self.vm.switches;
+        let events = &check(events, switches)?;
         let flag = |flag| events.flags & flag != 0;
-        self.set_events_in_flight(&events);
+        self.set_events_in_flight(events);
+        if flag(uapi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT) {
+            self.events.triple_fault = events.triple_fault.pending != 0;
+        }
         if flag(uapi::KVM_VCPUEVENT_VALID_NMI_PENDING) {
             self.events.nmis = events.nmi.pending.min(NMIS_MAX);
         }
@@ -106,13 +153,14 @@ impl<V: XvmOps> Vcpu<V> {
                 self.shared.mailbox.post_init();
             }
         }
-        Ok(0)
+        Ok(())
     }
 
     /// Replaces what is on its way to the guest. One event goes first, as in an entry; the others wait.
     fn set_events_in_flight(&mut self, events: &kvm_vcpu_events) {
         let exception = &events.exception;
-        let mut first = (exception.injected != 0).then_some(match exception.nr {
+        let pending = exception.pending != 0;
+        let mut first = (exception.injected != 0 || pending).then_some(match exception.nr {
             BREAKPOINT | OVERFLOW => Event::software_exception(exception.nr),
             vector => Event::Exception {
                 vector,
@@ -134,7 +182,21 @@ impl<V: XvmOps> Vcpu<V> {
             }
         }
         self.events.injected = first;
-        self.events.fresh = false;
+        self.events.fresh = pending;
+        if events.exception_has_payload != 0 {
+            self.deliver_payload(exception.nr, events.exception_payload);
+        }
+    }
+
+    /// Puts what an exception that is pending says where the guest will look for it (`KVM_CAP_EXCEPTION_PAYLOAD`, 7.17).
+    fn deliver_payload(&mut self, vector: u8, payload: u64) {
+        let mut system = V::system_regs(&self.arch);
+        match vector {
+            DEBUG => system.note_debug(payload),
+            PAGE_FAULT => system.cr2 = payload,
+            _ => return,
+        }
+        V::set_system_regs(&mut self.arch, &system);
     }
 
     /// `KVM_INTERRUPT`.
