@@ -69,6 +69,7 @@ pub(crate) struct Svm;
 
 impl XvmOps for Svm {
     const NAME: &'static CStr = c"svm";
+    const HYPERCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
 
     type Pages = npt::NestedPages;
     type Cpu = cpu::Cpu;

@@ -65,6 +65,7 @@ pub(crate) struct Vmx;
 
 impl XvmOps for Vmx {
     const NAME: &'static CStr = c"vmx";
+    const HYPERCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
 
     type Pages = ept::Ept;
     type Cpu = cpu::Cpu;

@@ -81,6 +81,7 @@ impl<V: XvmOps> Vcpu<V> {
             self.timer_stale = true;
         }
         mailbox.drain_into(lapic);
+        self.pv.kicked |= mailbox.take_unhalt();
         // INIT, start-up and the word that guest memory is out of date remain.
         !self.timer_stale && mailbox.is_empty()
     }
@@ -222,12 +223,15 @@ impl<V: XvmOps> Vcpu<V> {
     /// Whether something that has come wakes the vCPU from HLT.
     pub(crate) fn wakes(&mut self) -> bool {
         self.take_mail();
+        // It counts for one HLT, whatever else ends that.
+        let kicked = core::mem::take(&mut self.pv.kicked);
         let pending = self
             .lapic
             .as_ref()
             .is_some_and(|lapic| lapic.pending().is_some());
         let events = &self.events;
-        events.nmis != 0
+        kicked
+            || events.nmis != 0
             || events.injected.is_some()
             || V::interruptibility(&self.arch).trap
             || ((pending || events.interrupt.is_some() || self.pic_interrupt())

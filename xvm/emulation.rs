@@ -429,6 +429,21 @@ impl<V: XvmOps> Vcpu<V> {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Overwrites the instruction at RIP with `code` as the guest could itself. Whether that was possible. May sleep.
+    pub(crate) fn patch_code(&mut self, code: &[u8]) -> bool {
+        let mut emulation = Emulation::new(self);
+        let linear = emulation.context.linear(emulation.user.rip);
+        let Ok(pieces) = emulation.pieces(linear, code.len(), true) else {
+            return false;
+        };
+        let slots = self.current_slots();
+        pieces.into_iter().flatten().all(|piece| {
+            let part = piece.at..piece.at + piece.length;
+            code.get(part)
+                .is_some_and(|part| slots.write(piece.gpa, part).is_ok())
+        })
+    }
+
     /// Queues an exception that the emulator found.
     pub(crate) fn raise(&mut self, fault: Fault) {
         if let Some(address) = fault.address {

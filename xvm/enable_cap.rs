@@ -2,14 +2,20 @@
 
 //! `KVM_ENABLE_CAP` of a VM and of a vCPU (api.rst, 4.37, sections 6 and 7): one arm a capability.
 
+use super::extension;
+use super::pv;
 use super::vcpu::Vcpu;
 use super::vm::Vm;
 use super::XvmOps;
 use crate::linux::user;
 use crate::uapi;
 use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
+
+/// The quirks that can be disabled: the value of `KVM_CAP_DISABLE_QUIRKS2`.
+const QUIRKS: u64 = extension::value_of(uapi::KVM_CAP_DISABLE_QUIRKS2) as u64;
 
 /// The switches of a VM that `KVM_ENABLE_CAP` turns on and off, at any time. Each is looked at by itself: none orders anything.
 #[derive(Default)]
@@ -20,6 +26,12 @@ pub(crate) struct Switches {
     exception_payload: AtomicBool,
     /// It has triple faults as well (`KVM_CAP_X86_TRIPLE_FAULT_EVENT`).
     triple_fault_event: AtomicBool,
+    /// The guest may not read MSR PLATFORM_INFO (7.11).
+    pub(crate) hide_platform_info: AtomicBool,
+    /// Hypercalls that are the VMM's business, a bit each (7.33).
+    pub(crate) hypercalls: AtomicU64,
+    /// What KVM does for the sake of old VMMs and guests, and is not to do, `KVM_X86_QUIRK_*` (7.31).
+    pub(crate) disabled_quirks: AtomicU64,
 }
 
 impl Switches {
@@ -67,9 +79,24 @@ impl<V: XvmOps> Vm<V> {
             uapi::KVM_CAP_MAX_VCPU_ID => self.set_max_vcpu_id(value)?,
             uapi::KVM_CAP_X2APIC_API => self.use_x2apic_api(value)?,
             uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => self.set_apic_bus_cycle(value)?,
+            uapi::KVM_CAP_EXIT_HYPERCALL if value & !pv::FOR_VMM == 0 => {
+                switches.hypercalls.store(value, Ordering::Relaxed);
+            }
+            uapi::KVM_CAP_MSR_PLATFORM_INFO => {
+                let hide = &switches.hide_platform_info;
+                hide.store(value == 0, Ordering::Relaxed);
+            }
+            // The older one ignores what it doesn't know.
+            uapi::KVM_CAP_DISABLE_QUIRKS => self.disable_quirks(value & QUIRKS),
+            uapi::KVM_CAP_DISABLE_QUIRKS2 if value & !QUIRKS == 0 => self.disable_quirks(value),
             _ => return Err(EINVAL),
         }
         Ok(0)
+    }
+
+    fn disable_quirks(&self, quirks: u64) {
+        let disabled = &self.switches.disabled_quirks;
+        disabled.fetch_or(quirks, Ordering::Relaxed);
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::device_access;
 use super::platform::Gp;
+use super::pv::Called;
 use super::state::RAX;
 use super::state::RBX;
 use super::state::RCX;
@@ -16,12 +17,6 @@ use super::vectors::INVALID_OPCODE;
 use super::Exit;
 use super::PortAccess;
 use super::XvmOps;
-
-/// What a hypercall that nobody knows returns (api.rst, "KVM_HC"; `KVM_ENOSYS`).
-const NO_SUCH_HYPERCALL: u64 = -1000i64 as u64;
-
-/// What user code gets for a hypercall (`KVM_EPERM`).
-const HYPERCALL_REFUSED: u64 = -1i64 as u64;
 
 /// What became of an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +37,12 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
         Exit::Cpuid => cpuid(vcpu),
         Exit::MsrRead => msr_read(vcpu),
         Exit::MsrWrite => msr_write(vcpu),
-        Exit::Hypercall => hypercall(vcpu),
+        Exit::Hypercall => match vcpu.hypercall_inside() {
+            Called::Answered => true,
+            // What follows the window lets others run.
+            Called::Yield => return Handled::Outside(Exit::Pause),
+            Called::Outside => false,
+        },
         Exit::Port(access) => port(vcpu, &access),
         Exit::Memory(fault) => device_access::local_apic(vcpu, &fault),
         Exit::Hlt => halt(vcpu),
@@ -127,23 +127,6 @@ fn msr_write<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     }
 }
 
-/// What any hypercall returns: there is none, and user code may not ask.
-pub(crate) fn hypercall_answer(cpl: u8) -> u64 {
-    match cpl {
-        0 => NO_SUCH_HYPERCALL,
-        _ => HYPERCALL_REFUSED,
-    }
-}
-
-fn hypercall<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
-    let Some(skip) = vcpu.plan_skip() else {
-        return false;
-    };
-    let answer = hypercall_answer(V::code_context(&vcpu.arch).cpl);
-    V::gprs(&mut vcpu.arch).0[RAX] = answer;
-    vcpu.skip(skip)
-}
-
 /// HLT with the in-kernel local APIC: if something is there to wake the vCPU it does not sleep.
 fn halt<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     if vcpu.lapic.is_none() {
@@ -177,7 +160,7 @@ fn port<V: XvmOps>(vcpu: &mut Vcpu<V>, access: &PortAccess) -> bool {
 }
 
 /// How far an instruction that was carried out reaches.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Skip(Option<u8>);
 
 impl Skip {

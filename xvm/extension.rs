@@ -17,7 +17,7 @@ pub(crate) const MAX_VCPUS: u32 = value_of(uapi::KVM_CAP_MAX_VCPUS);
 pub(crate) const MAX_VCPU_ID: u32 = value_of(uapi::KVM_CAP_MAX_VCPU_ID);
 
 /// The value of a capability that the table has as a number.
-const fn value_of(capability: u32) -> u32 {
+pub(super) const fn value_of(capability: u32) -> u32 {
     let mut i = 0;
     while i < abi::CAPABILITIES.len() {
         if let (number, Some(value)) = abi::CAPABILITIES[i] {

@@ -118,6 +118,9 @@ pub(crate) trait XvmOps: Sized + Send + Sync + 'static {
     /// The vendor's name, `"vmx"` or `"svm"`.
     const NAME: &'static CStr;
 
+    /// The instruction by which its guests make hypercalls: VMCALL, VMMCALL.
+    const HYPERCALL: [u8; 3];
+
     /// How its second-level page tables look.
     type Pages: PageFormat;
 

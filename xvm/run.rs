@@ -51,6 +51,15 @@ pub(crate) enum Pending {
         /// RIP of the instruction, as above.
         rip: u64,
     },
+    /// The VMM made a hypercall for the guest.
+    Hypercall {
+        /// How long the instruction is.
+        skip: Skip,
+        /// RIP of the instruction, as above.
+        rip: u64,
+        /// It was made by 64-bit code.
+        wide: bool,
+    },
     /// The VMM carried out an access of the instruction under emulation.
     Access,
 }
@@ -147,6 +156,7 @@ impl<V: XvmOps> Vcpu<V> {
                 self.after_cr8(before)
             }
             Exit::Hlt => self.halt(),
+            Exit::Hypercall => self.hypercall_outside(),
             Exit::Xsetbv => self.xsetbv_exit(),
             Exit::Pause => Ok(Next::Guest),
             Exit::Debug { dr6, dr7 } => self.debug_trap(dr6, dr7),
@@ -251,6 +261,12 @@ impl<V: XvmOps> Vcpu<V> {
                 }
                 Ok(Next::Guest)
             }
+            Pending::Hypercall { skip, rip, wide } => {
+                if V::code_context(&self.arch).rip == rip {
+                    self.complete_hypercall(skip, wide);
+                }
+                Ok(Next::Guest)
+            }
             Pending::Access => {
                 self.replay.answered(self.mmio_data());
                 self.emulate_exit()
@@ -340,8 +356,8 @@ impl<V: XvmOps> Vcpu<V> {
     /// #UD: the other vendor's hypercall is carried out, all else is the guest's.
     fn invalid_opcode(&mut self) -> Result<Next> {
         use super::emulate::Op;
-        match self.decode_nofault().map(|insn| insn.op) {
-            Some(Op::Vmcall | Op::Vmmcall) => self.emulate_exit(),
+        match self.decode_nofault().map(|insn| (insn.op, insn.length)) {
+            Some((Op::Vmcall | Op::Vmmcall, length)) => self.foreign_hypercall(length),
             _ => {
                 self.events.queue_exception(vectors::INVALID_OPCODE, None);
                 Ok(Next::Guest)

@@ -10,6 +10,10 @@ use super::XvmOps;
 use crate::uapi;
 use crate::uapi::kvm_run;
 use core::mem::offset_of;
+use core::mem::size_of;
+
+/// `KVM_EXIT_HYPERCALL_LONG_MODE`, a macro that bindgen doesn't see: 64-bit code made the hypercall.
+const LONG_MODE: u64 = 1 << 0;
 
 impl<V: XvmOps> Vcpu<V> {
     /// Sets the exit reason.
@@ -97,6 +101,29 @@ impl<V: XvmOps> Vcpu<V> {
         self.pages
             .read(offset_of!(kvm_run, __bindgen_anon_1.mmio.data), &mut data);
         data
+    }
+
+    /// Asks userspace to make a hypercall of the guest's (5, `KVM_EXIT_HYPERCALL`); the answer is taken to be 0.
+    pub(super) fn exit_hypercall(&self, number: u64, arguments: &[u64], wide: bool) {
+        let pages = &self.pages;
+        let first = offset_of!(kvm_run, __bindgen_anon_1.hypercall.args);
+        for (i, argument) in arguments.iter().enumerate() {
+            pages.set(first + i * size_of::<u64>(), *argument);
+        }
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.hypercall.nr), number);
+        pages.set(offset_of!(kvm_run, __bindgen_anon_1.hypercall.ret), 0u64);
+        let flags = if wide { LONG_MODE } else { 0 };
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.hypercall.__bindgen_anon_1.flags),
+            flags,
+        );
+        self.set_exit(uapi::KVM_EXIT_HYPERCALL);
+    }
+
+    /// What userspace answered.
+    pub(super) fn hypercall_answer(&self) -> u64 {
+        let answer = offset_of!(kvm_run, __bindgen_anon_1.hypercall.ret);
+        self.pages.get(answer).unwrap_or(0)
     }
 
     /// Whether the VMM wants `KVM_RUN` to return at once.

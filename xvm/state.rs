@@ -18,6 +18,8 @@ pub(crate) const RDX: usize = 2;
 pub(crate) const RBX: usize = 3;
 /// Number of RSP in [`Gprs`].
 pub(crate) const RSP: usize = 4;
+/// Place of RSI.
+pub(crate) const RSI: usize = 6;
 
 /// What a program sees: general registers, RIP, RFLAGS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,7 +10,6 @@ use super::emulate::Op;
 use super::emulate::Operand;
 use super::emulate::Stop;
 use super::emulation::Emulation;
-use super::exits::hypercall_answer;
 use super::vcpu::Vcpu;
 use super::CrAccess;
 use super::XvmOps;
@@ -51,11 +50,6 @@ impl<V: XvmOps> Emulation<'_, V> {
                 Err(fault) => Err(Stop::Fault(fault)),
             },
             (Op::Wbinvd | Op::Invd, _) => self.privileged(|_| Ok(())),
-            // The one of the two that this CPU doesn't have raises #UD; guests that came from the other vendor use it.
-            (Op::Vmcall | Op::Vmmcall, _) => {
-                self.set_gpr(0, hypercall_answer(self.context.cpl));
-                Ok(())
-            }
             _ => return None,
         };
         if result.is_ok() {

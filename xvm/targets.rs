@@ -180,6 +180,33 @@ impl Targets {
         taken
     }
 
+    /// Delivers an interrupt to the vCPUs from number `first` on for whose place from there a bit is set in `named`, whatever destination it
+    /// has. Returns how many took it. From any context.
+    pub(crate) fn send_to(&self, message: &Message, first: u32, named: [u64; 2]) -> u64 {
+        let mut taken = 0;
+        let directory = self.directory.lock();
+        let places = directory.iter().skip(first as usize).take(128);
+        for (place, vcpu) in places.enumerate() {
+            let Some(vcpu) = vcpu else { continue };
+            if named[place / 64] >> (place % 64) & 1 != 0 && vcpu.mailbox.accepts(message) {
+                // One that merges with another was taken too.
+                deliver(vcpu, message);
+                taken += 1;
+            }
+        }
+        taken
+    }
+
+    /// Ends the HLT of vCPU `id`, or its next one. From any context.
+    pub(crate) fn unhalt(&self, id: u32) {
+        let directory = self.directory.lock();
+        if let Some(Some(vcpu)) = directory.get(id as usize) {
+            if vcpu.mailbox.post_unhalt() {
+                vcpu.wake();
+            }
+        }
+    }
+
     /// Whether `of` is the same for all vCPUs. From any context.
     pub(crate) fn all_alike<T: PartialEq>(&self, of: impl Fn(&Shared) -> T) -> bool {
         let directory = self.directory.lock();

@@ -16,6 +16,7 @@ use crate::xvm::platform::lapic::Effect;
 use crate::xvm::platform::Gp;
 use crate::xvm::vcpu::Vcpu;
 use crate::xvm::XvmOps;
+use core::sync::atomic::Ordering;
 
 /// IA32_FEATURE_CONTROL: locked, and nothing (VMX, SGX, SENTER) is on.
 pub(super) const FEATURE_CONTROL_LOCKED: u64 = 1;
@@ -95,6 +96,7 @@ impl<V: XvmOps> Vcpu<V> {
             index::MISC_ENABLE => Ok(msrs.misc_enable),
             index::TSC_ADJUST if host || model.tsc_adjust => Ok(msrs.tsc_adjust),
             index::BIOS_SIGN_ID => Ok(msrs.microcode),
+            index::PLATFORM_INFO if !host && self.hides_platform_info() => Err(Gp),
             index::PLATFORM_INFO => Ok(msrs.platform_info),
             index::FEATURE_CONTROL => Ok(msrs.feature_control),
             index::ARCH_CAPABILITIES if host || model.arch_capabilities => {
@@ -112,6 +114,11 @@ impl<V: XvmOps> Vcpu<V> {
                 .or_else(|| constant::read(msr))
                 .ok_or(Gp),
         }
+    }
+
+    fn hides_platform_info(&self) -> bool {
+        let hide = &self.vm.switches.hide_platform_info;
+        hide.load(Ordering::Relaxed)
     }
 
     /// Writes MSR `msr`. What is returned is to be done ([`Vcpu::apply`]).

@@ -32,6 +32,7 @@ mod event {
     pub(super) const STARTUP: u32 = 1 << 3;
     pub(super) const TIMER: u32 = 1 << 4;
     pub(super) const UPDATE: u32 = 1 << 5;
+    pub(super) const UNHALT: u32 = 1 << 6;
 }
 
 /// A processor holds one NMI while another is being handled; more are lost (Intel SDM vol. 3, 6.7.1).
@@ -225,6 +226,16 @@ impl Mailbox {
     /// The host timer has run out. `true` if the owner has not been told before.
     pub fn post_timer(&self) -> bool {
         self.events.fetch_or(event::TIMER, SeqCst) & event::TIMER == 0
+    }
+
+    /// Another vCPU ends this one's HLT. `true` if the owner has not been told before.
+    pub fn post_unhalt(&self) -> bool {
+        self.events.fetch_or(event::UNHALT, SeqCst) & event::UNHALT == 0
+    }
+
+    /// Takes the word that HLT has ended.
+    pub fn take_unhalt(&self) -> bool {
+        self.take(event::UNHALT)
     }
 
     /// What the vCPU keeps in guest memory is out of date. `true` if the owner has not been told before.
@@ -421,6 +432,9 @@ mod tests {
         assert_eq!((mailbox.take_nmis(), mailbox.take_nmis()), (2, 0));
         assert!(mailbox.post_timer());
         assert!(mailbox.take_timer());
+        assert!(mailbox.post_unhalt());
+        assert!(!mailbox.post_unhalt());
+        assert!(mailbox.take_unhalt());
         assert!(mailbox.post_update());
         assert!(!mailbox.post_update());
         assert!(mailbox.wants_update());

@@ -16,6 +16,12 @@ impl Features {
     pub(crate) const NOP_IO_DELAY: Self = Self(1 << 1);
     /// kvmclock, by the MSRs of KVM's range.
     pub(crate) const CLOCKSOURCE2: Self = Self(1 << 3);
+    /// A vCPU can end another's HLT (KVM_HC_KICK_CPU).
+    pub(crate) const PV_UNHALT: Self = Self(1 << 7);
+    /// KVM_HC_SEND_IPI.
+    pub(crate) const PV_SEND_IPI: Self = Self(1 << 11);
+    /// KVM_HC_SCHED_YIELD.
+    pub(crate) const PV_SCHED_YIELD: Self = Self(1 << 13);
     /// kvmclock tells whether it is the same on all vCPUs.
     pub(crate) const CLOCKSOURCE_STABLE_BIT: Self = Self(1 << 24);
 
@@ -34,6 +40,9 @@ impl Features {
 pub(crate) const SUPPORTED: Features = Features::CLOCKSOURCE
     .with(Features::NOP_IO_DELAY)
     .with(Features::CLOCKSOURCE2)
+    .with(Features::PV_UNHALT)
+    .with(Features::PV_SEND_IPI)
+    .with(Features::PV_SCHED_YIELD)
     .with(Features::CLOCKSOURCE_STABLE_BIT);
 
 impl<V: XvmOps> Vcpu<V> {

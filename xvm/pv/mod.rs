@@ -9,6 +9,7 @@
 //! | `clock` | kvmclock: a VM's clock, its structure in guest memory, the wall clock |
 //! | `clock_ioctl` | `KVM_GET_CLOCK`, `KVM_SET_CLOCK`, `KVM_KVMCLOCK_CTRL` |
 //! | `msr` | the MSRs |
+//! | `hypercall` | the hypercalls |
 //!
 //! An MSR's write inside the window only notes what it asks for. The structures are written outside, before the next entry
 //! ([`Vcpu::serve_guest`]), where guest memory may have to be brought in. Where a structure can't be written (no memory, a
@@ -17,11 +18,14 @@
 mod clock;
 mod clock_ioctl;
 mod features;
+mod hypercall;
 mod msr;
 
 pub(crate) use clock::Clock;
 pub(crate) use features::Features;
 pub(crate) use features::SUPPORTED;
+pub(crate) use hypercall::Called;
+pub(crate) use hypercall::FOR_VMM;
 pub(crate) use msr::STATE;
 
 use super::vcpu::Vcpu;
@@ -51,6 +55,8 @@ pub(crate) struct Pv {
     system_time: u64,
     /// The guest is to be told that it was stopped.
     stopped: bool,
+    /// Another vCPU has ended this one's HLT, or will have ended its next (KVM_HC_KICK_CPU).
+    pub(crate) kicked: bool,
 }
 
 impl Pv {
