@@ -7,6 +7,7 @@
 
 use super::ffi;
 use super::user::Plain;
+use core::mem::align_of;
 use core::mem::size_of;
 use kernel::alloc::flags::__GFP_ZERO;
 use kernel::mm::virt::VmaNew;
@@ -26,10 +27,12 @@ pub(crate) fn first_page(vma: &VmaNew) -> usize {
 ///
 /// # Invariants
 ///
-/// `starts[i]` is the direct-map address of `pages[i]`.
+/// `starts[i]` is the direct-map address of `pages[i]`; `first` is `starts[0]`.
 pub(crate) struct RunPages {
     pages: KVec<Page>,
     starts: KVec<*mut u8>,
+    /// Of the page with `struct kvm_run`, which every return to userspace writes to.
+    first: *mut u8,
 }
 
 // SAFETY: The pages are plain memory that is accessed by volatile and byte-wise copies alone, from whichever thread.
@@ -38,7 +41,7 @@ unsafe impl Send for RunPages {}
 unsafe impl Sync for RunPages {}
 
 impl RunPages {
-    /// Allocates `count` zeroed pages, charged to the caller's memory cgroup. May sleep.
+    /// Allocates `count` zeroed pages, at least one, charged to the caller's memory cgroup. May sleep.
     ///
     /// # Errors
     ///
@@ -56,7 +59,12 @@ impl RunPages {
             starts.push(start.cast(), GFP_KERNEL)?;
             pages.push(page, GFP_KERNEL)?;
         }
-        Ok(Self { pages, starts })
+        let first = *starts.first().ok_or(EINVAL)?;
+        Ok(Self {
+            pages,
+            starts,
+            first,
+        })
     }
 
     /// Maps the pages into a process, from number `first` on.
@@ -79,7 +87,10 @@ impl RunPages {
     /// Address of `size` bytes at `offset`, if they are inside of one page.
     #[inline]
     fn address(&self, offset: usize, size: usize) -> Option<*mut u8> {
-        let start = self.starts.get(offset / PAGE_SIZE)?;
+        let start = match offset / PAGE_SIZE {
+            0 => self.first,
+            n => *self.starts.get(n)?,
+        };
         let within = offset % PAGE_SIZE;
         (size <= PAGE_SIZE - within).then(|| start.wrapping_add(within))
     }
@@ -88,9 +99,9 @@ impl RunPages {
     #[inline]
     pub(crate) fn get<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
         let address = self.address(offset, size_of::<T>())?.cast::<T>();
-        address.is_aligned().then(|| {
-            // SAFETY: The address is valid for `T`, and every bit pattern is one. The read is volatile: userspace may be
-            // writing.
+        (offset % align_of::<T>() == 0).then(|| {
+            // SAFETY: The address is valid for `T`, aligned because pages are, and every bit pattern is one. The read is
+            // volatile: userspace may be writing.
             unsafe { address.read_volatile() }
         })
     }
@@ -99,10 +110,9 @@ impl RunPages {
     #[inline]
     pub(crate) fn set<T: AsBytes + Copy>(&self, offset: usize, value: T) {
         if let Some(address) = self.address(offset, size_of::<T>()) {
-            let address = address.cast::<T>();
-            if address.is_aligned() {
-                // SAFETY: The address is valid for `T`, which has no padding that could leak. Volatile as in `get`.
-                unsafe { address.write_volatile(value) };
+            if offset % align_of::<T>() == 0 {
+                // SAFETY: The address is valid for `T`, which has no padding that could leak. Aligned and volatile as in `get`.
+                unsafe { address.cast::<T>().write_volatile(value) };
             }
         }
     }
