@@ -8,10 +8,12 @@
 use super::emulate::Base;
 use super::emulate::CodeSize;
 use super::emulate::Insn;
+use super::emulate::MovedWith;
 use super::emulate::Op;
 use super::emulate::Operand;
 use super::emulate::Register;
 use super::emulate::SegmentName;
+use super::emulate::ShortMove;
 use super::exits::Skip;
 use super::kernel_devices::device_time;
 use super::state::RSP;
@@ -44,7 +46,32 @@ pub(crate) enum Source {
     Immediate(u64),
 }
 
+impl From<ShortMove> for PlainMove {
+    fn from(short: ShortMove) -> Self {
+        let (source, register) = match short.with {
+            MovedWith::To(register) => (None, register),
+            MovedWith::From(register) => (Some(Source::Register(register)), 0),
+            MovedWith::Immediate(value) => (Some(Source::Immediate(value)), 0),
+        };
+        Self {
+            size: short.size,
+            source,
+            register: register & 15,
+            length: short.length,
+        }
+    }
+}
+
 impl PlainMove {
+    /// Whether its register is one that the vendor keeps elsewhere.
+    fn uses_rsp(&self) -> bool {
+        match self.source {
+            None => usize::from(self.register) == RSP,
+            Some(Source::Register(index)) => usize::from(index) == RSP,
+            Some(Source::Immediate(_)) => false,
+        }
+    }
+
     fn new(insn: &Insn) -> Option<Self> {
         if insn.op != Op::Mov || insn.lock {
             return None;
@@ -77,6 +104,9 @@ impl<V: XvmOps> Vcpu<V> {
         if fault.walk || fault.fetch {
             return None;
         }
+        if let Some(plain) = self.decode_short_move(fault) {
+            return Some(plain);
+        }
         let insn = self.decode_nofault()?;
         let plain = PlainMove::new(&insn)?;
         let aligned = fault.gpa % u64::from(plain.size.max(1)) == 0;
@@ -86,6 +116,25 @@ impl<V: XvmOps> Vcpu<V> {
                 .operand_address(&insn)
                 .is_some_and(|address| address % PAGE == 0);
         (aligned && whole && plain.source.is_some() == fault.write).then_some(plain)
+    }
+
+    /// The same for the shortest of moves.
+    fn decode_short_move(&mut self, fault: &MemoryFault) -> Option<PlainMove> {
+        let bytes = self.plain_bytes()?;
+        let short = ShortMove::decode(&bytes)?;
+        let plain = PlainMove::from(short);
+        let misaligned = fault.gpa & u64::from(plain.size.wrapping_sub(1));
+        if misaligned != 0
+            || plain.source.is_some() != fault.write
+            || plain.uses_rsp()
+            || usize::from(short.base) == RSP
+        {
+            return None;
+        }
+        let base = V::gprs(&mut self.arch).0[usize::from(short.base & 15)];
+        let address = base.wrapping_add(short.displacement);
+        // As below: at a page's start the operand may have begun before.
+        (fault.gpa % PAGE != 0 || address % PAGE == 0).then_some(plain)
     }
 
     /// The linear address of the memory operand in 64-bit mode, where segments (but FS and GS) have no base.

@@ -31,63 +31,78 @@ fn plain_length(word: u64) -> Option<u8> {
     }
 }
 
+/// Bits of an entry of the guest's paging structures: present and accessed, user, large, execution disabled or reserved. Bits 62:52
+/// are software's, and bits 51:48 are beyond what a slot has.
+const PRESENT_ACCESSED: u64 = 1 << 0 | 1 << 5;
+const USER: u64 = 1 << 2;
+const LARGE: u64 = 1 << 7;
+const FORBIDDEN: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// The entry for `index` (times 8) in the table at `table`, if it is usual and the table in `region`, which nearly always has all of them.
+#[inline(always)]
+fn plain_entry(region: &Region, table: u64, index: u64) -> Option<u64> {
+    if !region.holds(table) {
+        return None;
+    }
+    let entry = region.read_word_nofault(table | index & 0xff8)?;
+    (entry & (PRESENT_ACCESSED | FORBIDDEN) == PRESENT_ACCESSED).then_some(entry)
+}
+
 /// Where the instruction at RIP is in guest-physical memory, and the slot, for 64-bit code with [`ROOM`] bytes left in its page, if four-level
 /// tables that are present, accessed, and free of anything unusual say that it may be executed: the common case of
 /// `walk::inspect`, which has the last word on all others.
 #[inline]
 fn plain_place<'a>(slots: &'a View, context: &CodeContext) -> Option<(&'a Region, u64)> {
-    const PRESENT_ACCESSED: u64 = 1 << 0 | 1 << 5;
-    const USER: u64 = 1 << 2;
-    const LARGE: u64 = 1 << 7;
-    // Bit 63, XD or reserved, forbids; bits 62:52 are software's, and bits 51:48 are beyond what a slot has.
-    const FORBIDDEN: u64 = 1 << 63;
-    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-    const PAGE: u64 = 4096;
-    // Long mode has paging and PAE.
     let linear = context.rip;
-    if context.code_size() != CodeSize::Bits64 || linear % PAGE > PAGE - ROOM {
+    // Long mode has paging and PAE.
+    if context.code_size() != CodeSize::Bits64 || linear % 4096 > 4096 - ROOM {
         return None;
     }
-    let mut table = context.cr3 & ADDRESS;
-    let mut user = USER;
-    // Nearly always all tables, and the code, are in one slot.
-    let mut region = slots.by_gpa(table)?;
-    for shift in [39, 30, 21, 12] {
-        if !region.holds(table) {
-            region = slots.by_gpa(table)?;
-        }
-        let entry = region.read_word_nofault(table | ((linear >> shift) & 0x1ff) << 3)?;
-        if entry & (PRESENT_ACCESSED | FORBIDDEN) != PRESENT_ACCESSED {
-            return None;
-        }
-        user &= entry;
-        table = entry & ADDRESS;
-        if shift == 12 || entry & LARGE != 0 {
-            let span = (1u64 << shift) - 1;
-            // Kernel code in a user page is SMEP's business, user code in a kernel page a fault, reserved address bits too.
-            let allowed =
-                (user != 0) == (context.cpl == 3) && shift != 39 && table & span & !0x1000 == 0;
-            let gpa = table & !span | linear & span;
-            if !region.holds(gpa) {
-                region = slots.by_gpa(gpa)?;
-            }
-            return allowed.then_some((region, gpa));
-        }
+    let region = slots.by_gpa(context.cr3 & ADDRESS)?;
+    let pml4e = plain_entry(region, context.cr3 & ADDRESS, linear >> 36)?;
+    let pdpte = plain_entry(region, pml4e & ADDRESS, linear >> 27)?;
+    // Pages of 1 GiB and huge PML4 entries aren't usual.
+    if (pml4e | pdpte) & LARGE != 0 {
+        return None;
     }
-    None
+    let pde = plain_entry(region, pdpte & ADDRESS, linear >> 18)?;
+    let (last, span) = match pde & LARGE {
+        0 => (plain_entry(region, pde & ADDRESS, linear >> 9)?, 0xfff),
+        _ => (pde, 0x1f_ffff),
+    };
+    // Kernel code in a user page is SMEP's business, user code in a kernel page a fault, reserved address bits too; bit 12 is PAT's.
+    let user = pml4e & pdpte & pde & last & USER != 0;
+    if user != (context.cpl == 3) || last & ADDRESS & span & !0x1000 != 0 {
+        return None;
+    }
+    let gpa = last & ADDRESS & !span | linear & span;
+    match region.holds(gpa) {
+        true => Some((region, gpa)),
+        false => Some((slots.by_gpa(gpa)?, gpa)),
+    }
 }
 
 impl<V: XvmOps> Vcpu<V> {
+    /// The bytes at RIP, where guest and instruction are of the usual kind: 64-bit code.
+    #[inline]
+    pub(crate) fn plain_bytes(&mut self) -> Option<[u8; INSN_MAX]> {
+        let context = V::code_context(&self.arch);
+        let (region, gpa) = plain_place(self.current_slots(), &context)?;
+        let low = region.read_word_nofault(gpa)?;
+        let high = region.read_word_nofault(gpa.wrapping_add(8))?;
+        let mut bytes = [0; INSN_MAX];
+        bytes[..8].copy_from_slice(&low.to_le_bytes());
+        bytes[8..].copy_from_slice(&high.to_le_bytes()[..INSN_MAX - 8]);
+        Some(bytes)
+    }
+
     /// Decodes the instruction at RIP if its bytes are present, without sleeping.
     pub(crate) fn decode_nofault(&mut self) -> Option<Insn> {
-        let context = V::code_context(&self.arch);
-        if let Some((region, gpa)) = plain_place(self.current_slots(), &context) {
-            let mut bytes = [0; ROOM as usize];
-            let (low, high) = bytes.split_at_mut(8);
-            low.copy_from_slice(&region.read_word_nofault(gpa)?.to_le_bytes());
-            high.copy_from_slice(&region.read_word_nofault(gpa.wrapping_add(8))?.to_le_bytes());
-            return emulate::decode(&bytes[..INSN_MAX], CodeSize::Bits64).ok();
+        if let Some(bytes) = self.plain_bytes() {
+            return emulate::decode(&bytes, CodeSize::Bits64).ok();
         }
+        let context = V::code_context(&self.arch);
         let (bytes, length) = self.fetch_nofault(&context)?;
         emulate::decode(bytes.get(..length)?, context.code_size()).ok()
     }

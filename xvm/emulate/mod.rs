@@ -65,3 +65,5 @@ pub use machine::SegmentName;
 pub use machine::Stop;
 pub use operand::load;
 pub use operand::store;
+pub use short::MovedWith;
+pub use short::ShortMove;

@@ -21,62 +21,108 @@ const REX_W: u8 = 8;
 const REX_R: u8 = 4;
 const REX_B: u8 = 1;
 
-/// Decodes the instruction at the start of `bytes`, 64-bit code, if it is such a MOV; without a SIB byte.
-pub(super) fn decode(bytes: &[u8]) -> Option<Insn> {
-    let (rex, rest) = match bytes {
-        [rex @ 0x40..=0x4f, rest @ ..] => (*rex, rest),
-        _ => (0, bytes),
-    };
-    let (&[opcode @ (0x89 | 0x8b | 0xc7), modrm], rest) = rest.split_first_chunk()? else {
-        return None;
-    };
-    let (mode, rm) = (modrm >> 6, modrm & 7);
-    // A register operand, a SIB byte, or RIP-relative.
-    if mode == 3 || rm == 4 || (mode == 0 && rm == 5) {
-        return None;
+/// Such a MOV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortMove {
+    /// Bytes of the instruction.
+    pub length: u8,
+    /// Bytes that are moved: 4 or 8.
+    pub size: u8,
+    /// Between what and memory.
+    pub with: MovedWith,
+    /// General-purpose register with the address, to which the displacement is added.
+    pub base: u8,
+    /// Sign-extended.
+    pub displacement: u64,
+}
+
+/// The other operand of a [`ShortMove`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MovedWith {
+    /// Memory to a register.
+    To(u8),
+    /// A register to memory.
+    From(u8),
+    /// A sign-extended immediate to memory.
+    Immediate(u64),
+}
+
+impl ShortMove {
+    /// Decodes the instruction at the start of `bytes`, 64-bit code, if it is such a MOV; without a SIB byte.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (rex, rest) = match bytes {
+            [rex @ 0x40..=0x4f, rest @ ..] => (*rex, rest),
+            _ => (0, bytes),
+        };
+        let (&[opcode @ (0x89 | 0x8b | 0xc7), modrm], rest) = rest.split_first_chunk()? else {
+            return None;
+        };
+        let (mode, rm) = (modrm >> 6, modrm & 7);
+        // A register operand, a SIB byte, or RIP-relative.
+        if mode == 3 || rm == 4 || (mode == 0 && rm == 5) {
+            return None;
+        }
+        let (displacement, width): (i64, usize) = match mode {
+            0 => (0, 0),
+            1 => (i64::from(*rest.first()? as i8), 1),
+            _ => (i64::from(i32::from_le_bytes(*rest.first_chunk()?)), 4),
+        };
+        let register = (modrm >> 3) & 7 | ((rex & REX_R) << 1);
+        let mut length = 2 + width + usize::from(rex != 0);
+        let with = match opcode {
+            0x89 => MovedWith::From(register),
+            0x8b => MovedWith::To(register),
+            _ if modrm & 0x38 == 0 => {
+                let immediate = i32::from_le_bytes(*rest.get(width..)?.first_chunk()?);
+                length += 4;
+                MovedWith::Immediate(i64::from(immediate) as u64)
+            }
+            _ => return None,
+        };
+        Some(Self {
+            length: length as u8,
+            size: if rex & REX_W != 0 { 8 } else { 4 },
+            with,
+            base: rm | ((rex & REX_B) << 3),
+            displacement: displacement as u64,
+        })
     }
-    let size = if rex & REX_W != 0 { 8 } else { 4 };
-    let (displacement, width): (i64, usize) = match mode {
-        0 => (0, 0),
-        1 => (i64::from(*rest.first()? as i8), 1),
-        _ => (i64::from(i32::from_le_bytes(*rest.first_chunk()?)), 4),
-    };
-    let base = rm | ((rex & REX_B) << 3);
+}
+
+/// Decodes the instruction at the start of `bytes` as [`ShortMove::decode`] does.
+pub(super) fn decode(bytes: &[u8]) -> Option<Insn> {
+    let short = ShortMove::decode(bytes)?;
+    let size = short.size;
     let memory = Operand::Memory(Memory {
-        segment: match base {
+        segment: match short.base {
             RSP | RBP => SegmentName::Ss,
             _ => SegmentName::Ds,
         },
-        base: Base::Gpr(base),
+        base: Base::Gpr(short.base),
         index: None,
         scale: 1,
-        displacement: displacement as u64,
+        displacement: short.displacement,
         size,
     });
-    let register = Operand::Register(Register {
-        index: (modrm >> 3) & 7 | ((rex & REX_R) << 1),
-        size,
-        high: false,
-    });
-    let mut length = 2 + width + usize::from(rex != 0);
-    let operands = match opcode {
-        0x89 => [memory, register],
-        0x8b => [register, memory],
-        _ if modrm & 0x38 == 0 => {
-            let immediate = i32::from_le_bytes(*rest.get(width..)?.first_chunk()?);
-            length += 4;
-            [memory, Operand::Immediate(i64::from(immediate) as u64)]
-        }
-        _ => return None,
+    let register = |index| {
+        Operand::Register(Register {
+            index,
+            size,
+            high: false,
+        })
     };
     Some(Insn {
-        length: length as u8,
+        length: short.length,
         op: Op::Mov,
         operand_size: size,
         address_size: 8,
         repeat: Repeat::None,
         lock: false,
-        operands,
+        operands: match short.with {
+            MovedWith::To(index) => [register(index), memory],
+            MovedWith::From(index) => [memory, register(index)],
+            MovedWith::Immediate(value) => [memory, Operand::Immediate(value)],
+        },
     })
 }
 
