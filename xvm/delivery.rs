@@ -70,8 +70,7 @@ impl<V: XvmOps> Vcpu<V> {
         if self.lapic.is_none() {
             return !self.shared.mailbox.wants_update();
         }
-        let nmis = self.shared.mailbox.take_nmis();
-        self.add_nmis(nmis as u8);
+        self.take_nmis();
         let timer = self.shared.mailbox.take_timer().then(|| self.guest_tsc());
         let (mailbox, Some(lapic)) = (&self.shared.mailbox, &mut self.lapic) else {
             return true;
@@ -84,6 +83,12 @@ impl<V: XvmOps> Vcpu<V> {
         self.pv.kicked |= mailbox.take_unhalt();
         // INIT, start-up and the word that guest memory is out of date remain.
         !self.timer_stale && mailbox.is_empty()
+    }
+
+    /// Latches the NMIs that others have sent.
+    pub(crate) fn take_nmis(&mut self) {
+        let nmis = self.shared.mailbox.take_nmis();
+        self.add_nmis(nmis as u8);
     }
 
     /// Latches NMIs: one while another is being handled, as in hardware; two otherwise, of which the first is delivered at once.

@@ -79,6 +79,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// What `KVM_GET_VCPU_EVENTS` says.
     pub(super) fn shown_events(&mut self) -> kvm_vcpu_events {
+        self.take_nmis();
         let mut events = kvm_vcpu_events::default();
         if let Some(Event::Exception { vector, error_code }) = self.events.injected {
             events.exception.injected = 1;
@@ -130,6 +131,8 @@ impl<V: XvmOps> Vcpu<V> {
         let switches = &self.vm.switches;
         let events = &check(events, switches)?;
         let flag = |flag| events.flags & flag != 0;
+        // What came before belongs to the old state.
+        self.take_nmis();
         self.set_events_in_flight(events);
         if flag(uapi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT) {
             self.events.triple_fault = events.triple_fault.pending != 0;
