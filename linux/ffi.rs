@@ -54,4 +54,11 @@ extern "C" {
         private: *mut c_void,
         flags: c_int,
     ) -> c_int;
+    pub(super) fn anon_inode_create_getfile(
+        name: *const c_char,
+        fops: *const c_void,
+        private: *mut c_void,
+        flags: c_int,
+        context: *const c_void,
+    ) -> *mut c_void;
 }

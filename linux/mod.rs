@@ -11,6 +11,7 @@
 //! | `fpu` | the guest's FPU state next to the kernel's FPU use |
 //! | `gup` | from a user address to the page behind it |
 //! | `irq` | preemption and interrupts off, as a token |
+//! | `memory_file` | files that are memory |
 //! | `mmu_notifier` | being told when a process's mappings change |
 //! | `page` | pages that hardware reads by physical address |
 //! | `ratelimit` | not filling the kernel's log |
@@ -32,6 +33,7 @@ mod ffi;
 pub(crate) mod fpu;
 pub(crate) mod gup;
 pub(crate) mod irq;
+pub(crate) mod memory_file;
 pub(crate) mod mmu_notifier;
 pub(crate) mod page;
 pub(crate) mod ratelimit;

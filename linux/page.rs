@@ -5,7 +5,14 @@
 use super::ffi;
 use core::ptr::NonNull;
 use kernel::bindings;
+use kernel::page::Page;
 use kernel::prelude::*;
+
+/// The physical address of a page.
+pub(crate) fn phys_of(page: &Page) -> u64 {
+    // SAFETY: The page is valid.
+    unsafe { ffi::xvm_page_to_phys(page.as_ptr().cast()) as u64 }
+}
 
 /// `2^ORDER` adjacent zeroed pages of kernel memory, charged to the current process's memory cgroup.
 ///

@@ -192,6 +192,8 @@ impl<V: XvmOps> Vcpu<V> {
         }
         match filled? {
             Filled::Mapped(_) | Filled::Again => Ok(Next::Guest),
+            // Tables that the CPU reads to deliver an event, where no memory is.
+            Filled::Device if self.events.injected.is_some() => Ok(self.delivery_error(fault)),
             Filled::Device if fault.fetch => {
                 Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[]))
             }

@@ -6,6 +6,7 @@ use super::replay::Kind;
 use super::run::Next;
 use super::vcpu::Vcpu;
 use super::vcpu::PORT_DATA;
+use super::MemoryFault;
 use super::XvmOps;
 use crate::uapi;
 use crate::uapi::kvm_run;
@@ -197,6 +198,40 @@ impl<V: XvmOps> Vcpu<V> {
         insn[0] = code.len().min(15) as u8;
         insn[1..=code.len().min(15)].copy_from_slice(&code[..code.len().min(15)]);
         pages.write(at + 8, &insn);
+        self.set_exit(uapi::KVM_EXIT_INTERNAL_ERROR);
+        Next::Userspace
+    }
+
+    /// The delivery of an event needs memory that isn't there (`KVM_INTERNAL_ERROR_DELIVERY_EV`). The data: the event's vector, the
+    /// access (bits 2:0: read, write, fetch), RIP, the guest-physical address, the CPU.
+    pub(super) fn delivery_error(&self, fault: &MemoryFault) -> Next {
+        let pages = &self.pages;
+        let access = match (fault.write, fault.fetch) {
+            (true, _) => 2u64,
+            (_, true) => 4,
+            _ => 1,
+        };
+        let words = [
+            self.events
+                .injected
+                .map_or(0, |event| event.vector().into()),
+            access,
+            V::code_context(&self.arch).rip,
+            fault.gpa,
+            self.last_cpu.into(),
+        ];
+        let data = offset_of!(kvm_run, __bindgen_anon_1.internal.data);
+        for (i, word) in words.into_iter().enumerate() {
+            pages.set(data + i * 8, word);
+        }
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.internal.ndata),
+            words.len() as u32,
+        );
+        pages.set(
+            offset_of!(kvm_run, __bindgen_anon_1.internal.suberror),
+            uapi::KVM_INTERNAL_ERROR_DELIVERY_EV,
+        );
         self.set_exit(uapi::KVM_EXIT_INTERNAL_ERROR);
         Next::Userspace
     }

@@ -153,6 +153,16 @@ pub(crate) enum Event {
 }
 
 impl Event {
+    /// Its number in the interrupt table.
+    pub(crate) fn vector(self) -> u8 {
+        match self {
+            Event::Interrupt(vector)
+            | Event::Exception { vector, .. }
+            | Event::Software { vector, .. } => vector,
+            Event::Nmi => 2,
+        }
+    }
+
     /// #BP or #OF as their instructions of one byte raise them: RIP is at the instruction.
     pub(crate) fn software_exception(vector: u8) -> Self {
         Event::Software {

@@ -240,8 +240,12 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             }
             uapi::KVM_SET_USER_MEMORY_REGION2 => {
                 let region: uapi::kvm_userspace_memory_region2 = user::read(arg)?;
-                let (gpa, size) = (region.guest_phys_addr, region.memory_size);
-                this.set_region(region.slot, region.flags, gpa, size, region.userspace_addr)
+                this.memory.set_region(Region::with_file(&region)?)?;
+                Ok(0)
+            }
+            uapi::KVM_CREATE_GUEST_MEMFD => {
+                let asked: uapi::kvm_create_guest_memfd = user::read(arg)?;
+                Memory::create_file(&this.memory, asked.size, asked.flags)
             }
             uapi::KVM_GET_DIRTY_LOG => this.get_dirty_log(arg),
             uapi::KVM_CLEAR_DIRTY_LOG => this.clear_dirty_log(arg),

@@ -49,6 +49,9 @@ impl<F: PageFormat> Memory<F> {
         if write && region.read_only {
             return Ok(Filled::Device);
         }
+        if let Some(backing) = region.backing.as_ref().filter(|one| one.is_memory()) {
+            return self.fill_from_file(view, region, backing, gpa, spare);
+        }
         spare.fill()?;
         let sequence = self.guarded.lock().sequence;
         let user = region.user_address(gpa & !0xfff);

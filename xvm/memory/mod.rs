@@ -8,6 +8,7 @@
 //! - [`format`]: how entries of those look, by vendor;
 //! - [`space`]: a VM's memory: slots, tables and the MMU notifier;
 //! - [`fault`]: the faults that fill the tables;
+//! - [`guest_file`]: slots that are a part of a file (guest_memfd);
 //! - [`bitmap`], [`dirty_log`]: which pages were written to;
 //! - [`ring`]: the same as a list of each vCPU, in memory shared with the VMM;
 //! - [`access`]: a vCPU's view: reading and writing guest memory for the guest, through the VMM's addresses.
@@ -17,6 +18,7 @@ mod bitmap;
 mod dirty_log;
 mod fault;
 mod format;
+mod guest_file;
 mod region;
 mod ring;
 mod slots;
@@ -28,6 +30,7 @@ pub(crate) use access::View;
 pub(crate) use bitmap::Bitmap;
 pub(crate) use fault::Filled;
 pub(crate) use format::PageFormat;
+pub(crate) use guest_file::Backing;
 pub(crate) use region::Region;
 pub(crate) use ring::Ring;
 pub(crate) use slots::Slots;

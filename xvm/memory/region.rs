@@ -2,6 +2,7 @@
 
 //! One memory slot: a range of guest-physical addresses that is a range of the VMM's addresses.
 
+use super::Backing;
 use super::Bitmap;
 use crate::linux::user;
 use crate::uapi;
@@ -37,6 +38,10 @@ pub(crate) struct Region {
     pub(crate) logged: bool,
     /// Where they are logged, once the slot is the VM's.
     pub(crate) dirty: Option<Arc<Bitmap>>,
+    /// It is bound to a file (`KVM_MEM_GUEST_MEMFD`): a descriptor, and bytes from its start.
+    pub(crate) file: Option<(u32, u64)>,
+    /// The file, once the slot is the VM's.
+    pub(crate) backing: Option<Backing>,
 }
 
 impl Region {
@@ -67,7 +72,37 @@ impl Region {
             read_only: flags & uapi::KVM_MEM_READONLY != 0,
             logged: flags & uapi::KVM_MEM_LOG_DIRTY_PAGES != 0,
             dirty: None,
+            file: None,
+            backing: None,
         })
+    }
+
+    /// The same for `KVM_SET_USER_MEMORY_REGION2`, which may have a file besides (api.rst, 4.140): such a slot can be neither
+    /// logged nor read-only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::new`].
+    pub(crate) fn with_file(asked: &uapi::kvm_userspace_memory_region2) -> Result<Self> {
+        let bound = asked.flags & uapi::KVM_MEM_GUEST_MEMFD != 0;
+        let offset = asked.guest_memfd_offset;
+        let end = offset.checked_add(asked.memory_size);
+        if bound
+            && (asked.flags != uapi::KVM_MEM_GUEST_MEMFD
+                || offset % PAGE_SIZE as u64 != 0
+                || end.is_none())
+        {
+            return Err(EINVAL);
+        }
+        let mut region = Self::new(
+            asked.slot,
+            asked.flags & !uapi::KVM_MEM_GUEST_MEMFD,
+            asked.guest_phys_addr,
+            asked.memory_size,
+            asked.userspace_addr,
+        )?;
+        region.file = bound.then_some((asked.guest_memfd, offset));
+        Ok(region)
     }
 
     /// Whether guest-physical `gpa` is in it.

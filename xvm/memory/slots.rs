@@ -92,7 +92,7 @@ impl Slots {
     /// # Errors
     ///
     /// `EEXIST` when it overlaps another slot; `EINVAL` when it takes away a slot that isn't there, changes the size, the user
-    /// address or the read-only flag of one that is.
+    /// address or the read-only flag of one that is, or anything of one that is bound to a file.
     pub(super) fn change(&self, new: &Region) -> Result<Change> {
         let old = self.by_id(new.id);
         let change = match old {
@@ -102,7 +102,10 @@ impl Slots {
             Some(old)
                 if old.size != new.size
                     || old.user != new.user
-                    || old.read_only != new.read_only =>
+                    || old.read_only != new.read_only
+                    // What is bound to a file stays as it is, and what isn't can't be bound.
+                    || old.file.is_some()
+                    || new.file.is_some() =>
             {
                 return Err(EINVAL)
             }

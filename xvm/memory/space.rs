@@ -5,9 +5,10 @@
 //! # Locks
 //!
 //! 1. `update`, a mutex: one change of the slots, or harvest of a dirty log, at a time.
-//! 2. the mutex in `Rings`: the list of the vCPUs' dirty rings.
-//! 3. `guarded`, a spin lock: tables and the count of invalidations under way. Nothing sleeps under it.
-//! 4. the spin lock in `Current`: the current slots.
+//! 2. a guest file's mutex (`guest_file`).
+//! 3. the mutex in `Rings`: the list of the vCPUs' dirty rings.
+//! 4. `guarded`, a spin lock: tables and the count of invalidations under way. Nothing sleeps under it.
+//! 5. the spin lock in `Current`: the current slots.
 //!
 //! # How a mapping stays true
 //!
@@ -127,7 +128,7 @@ impl<F: PageFormat> Memory<F> {
     ///
     /// # Errors
     ///
-    /// As [`Slots::change`](super::Slots::change), and `ENOMEM`.
+    /// As [`Slots::change`](super::Slots::change), or [`Memory::bind`] for a slot that is bound to a file; `ENOMEM`.
     pub(crate) fn set_region(&self, mut region: Region) -> Result {
         let options = self.update.lock();
         let current = self.current.get();
@@ -145,8 +146,16 @@ impl<F: PageFormat> Memory<F> {
                 }
             });
         }
-        let logged = region.logged;
-        self.current.set(current.with(region)?)?;
+        let (id, logged) = (region.id, region.logged);
+        if let (Change::Add, Some((fd, offset))) = (change, region.file) {
+            region.backing = Some(self.bind(&region, fd, offset)?);
+        }
+        let backing = region.backing.clone();
+        let set = current.with(region).and_then(|new| self.current.set(new));
+        if let (Err(_), Some(backing)) = (set, backing) {
+            backing.store.unbind(id);
+        }
+        set?;
         // Mappings made from the old slots before the change are here; later ones are refused by their generation.
         match (change, old) {
             (Change::Flags, Some(old)) if logged => {
@@ -156,6 +165,10 @@ impl<F: PageFormat> Memory<F> {
             // Larger pages come back by faults.
             (_, Some(old)) => self.unmap(&old.range()),
             _ => {}
+        }
+        if let (Change::Delete, Some(backing)) = (change, old.and_then(|old| old.backing.as_ref()))
+        {
+            backing.store.unbind(id);
         }
         Ok(())
     }
@@ -204,7 +217,7 @@ impl<F: PageFormat> Memory<F> {
     }
 
     /// Takes the mappings of a guest-physical range away, in the tables and in all TLBs.
-    fn unmap(&self, range: &Range<u64>) {
+    pub(super) fn unmap(&self, range: &Range<u64>) {
         self.change(range, Tables::unmap);
         self.flush_cleared();
     }
