@@ -8,6 +8,7 @@
 //! | `clock` | the host's clocks with its TSC |
 //! | `cpus` | CPU hotplug, interrupts between CPUs |
 //! | `device` | a misc device with one context for all |
+//! | `eventfd` | eventfds: signalling, and being told |
 //! | `fpu` | the guest's FPU state next to the kernel's FPU use |
 //! | `gup` | from a user address to the page behind it |
 //! | `irq` | preemption and interrupts off, as a token |
@@ -29,6 +30,7 @@ pub(crate) mod anon_file;
 pub(crate) mod clock;
 pub(crate) mod cpus;
 pub(crate) mod device;
+pub(crate) mod eventfd;
 mod ffi;
 pub(crate) mod fpu;
 pub(crate) mod gup;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The pages that a vCPU shares with its VMM (`struct kvm_run` and the port I/O data).
+//! The pages that a vCPU shares with its VMM (`struct kvm_run` and the port I/O data), and those that a VM's vCPUs have in common.
 //!
 //! The VMM may write to them at any time: values are copied from and to, each once, and there is never a reference to
 //! the contents.
@@ -14,6 +14,7 @@ use kernel::mm::virt::VmaNew;
 use kernel::page::Page;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use kernel::transmute::AsBytes;
 use kernel::transmute::FromBytes;
 
@@ -33,6 +34,8 @@ pub(crate) struct RunPages {
     starts: KVec<*mut u8>,
     /// Of the page with `struct kvm_run`, which every return to userspace writes to.
     first: *mut u8,
+    /// What a mapping finds behind them.
+    then: Option<Arc<RunPages>>,
 }
 
 // SAFETY: The pages are plain memory that is accessed by volatile and byte-wise copies alone, from whichever thread.
@@ -64,7 +67,29 @@ impl RunPages {
             pages,
             starts,
             first,
+            then: None,
         })
+    }
+
+    /// The same, followed in mappings by those of `then`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn followed(count: usize, then: Arc<RunPages>) -> Result<Self> {
+        Ok(Self {
+            then: Some(then),
+            ..Self::new(count)?
+        })
+    }
+
+    /// The page at a place in a mapping.
+    fn page(&self, at: usize) -> Option<&Page> {
+        let then = self.then.as_ref().map_or(&[][..], |then| &then.pages);
+        match at.checked_sub(self.pages.len()) {
+            None => self.pages.get(at),
+            Some(at) => then.get(at),
+        }
     }
 
     /// Maps the pages into a process, from number `first` on.
@@ -75,10 +100,13 @@ impl RunPages {
     pub(crate) fn map(&self, vma: &VmaNew, first: usize) -> Result {
         let count = (vma.end() - vma.start()) / PAGE_SIZE;
         let end = first.checked_add(count).ok_or(EINVAL)?;
-        let pages = self.pages.get(first..end).ok_or(EINVAL)?;
+        if end > first && self.page(end - 1).is_none() {
+            return Err(EINVAL);
+        }
         vma.set_dontexpand();
         let vma = vma.set_mixedmap();
-        for (i, page) in pages.iter().enumerate() {
+        for i in 0..count {
+            let page = self.page(first + i).ok_or(EINVAL)?;
             vma.vm_insert_page(vma.start() + i * PAGE_SIZE, page)?;
         }
         Ok(())

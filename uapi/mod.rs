@@ -50,6 +50,8 @@ plain!(
     kvm_fpu,
     kvm_guest_debug,
     kvm_interrupt,
+    kvm_ioeventfd,
+    kvm_irqfd,
     kvm_irq_level,
     kvm_irq_routing_entry,
     kvm_irqchip,

@@ -124,6 +124,7 @@ impl<V: XvmOps> Vcpu<V> {
             }
             (None, Some(lapic)) => {
                 offer.vector = lapic.pending();
+                offer.interrupt_window |= self.window_wanted;
                 offer.vector.map(Offered::Lapic)
             }
             (None, None) => {
@@ -215,13 +216,27 @@ impl<V: XvmOps> Vcpu<V> {
             }
             Effect::Eoi { vector, level } => {
                 if let (true, Some(irqchip)) = (level, self.vm.irqchip()) {
-                    irqchip.end_of_interrupt(vector);
+                    if irqchip.is_split() {
+                        self.tell_end(vector);
+                    } else {
+                        irqchip.end_of_interrupt(vector);
+                    }
                 }
             }
             Effect::TimerChanged => self.timer_stale = true,
         }
         if let Some(lapic) = &self.lapic {
             self.shared.mailbox.publish(lapic);
+        }
+    }
+
+    /// Tells the VMM of the end of an interrupt that its IOAPIC waits for, before the guest goes on.
+    fn tell_end(&mut self, vector: u8) {
+        let irqchip = self.vm.irqchip();
+        if irqchip.is_some_and(|irqchip| irqchip.forwards_end(vector)) {
+            self.ended = Some(vector);
+            // Closes the window; setting the timer once more does no harm.
+            self.timer_stale = true;
         }
     }
 

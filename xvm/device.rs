@@ -7,7 +7,7 @@ use super::extension;
 use super::machine::Machine;
 use super::mce;
 use super::msr;
-use super::vcpu::RUN_PAGES;
+use super::vcpu::MAPPED_PAGES;
 use super::vm::Vm;
 use super::XvmOps;
 use crate::linux::device::Context;
@@ -28,7 +28,7 @@ impl<V: XvmOps> Context for Device<V> {
             uapi::KVM_GET_API_VERSION if arg == 0 => Ok(uapi::KVM_API_VERSION as isize),
             // The machine type: there is one.
             uapi::KVM_CREATE_VM if arg == 0 => Vm::create(self.machine.clone()),
-            uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok((RUN_PAGES * PAGE_SIZE) as isize),
+            uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok((MAPPED_PAGES * PAGE_SIZE) as isize),
             uapi::KVM_GET_API_VERSION | uapi::KVM_CREATE_VM | uapi::KVM_GET_VCPU_MMAP_SIZE => {
                 Err(EINVAL)
             }

@@ -16,6 +16,7 @@ use super::emulate::SegmentName;
 use super::emulate::ShortMove;
 use super::exits::Skip;
 use super::kernel_devices::device_time;
+use super::platform::bus::Space;
 use super::state::RSP;
 use super::vcpu::Vcpu;
 use super::MemoryFault;
@@ -95,6 +96,16 @@ impl PlainMove {
             register: register & 15,
             length: insn.length,
         })
+    }
+
+    /// Bytes of memory, as a length.
+    pub(crate) fn bytes(&self) -> usize {
+        usize::from(self.size).min(8)
+    }
+
+    /// How far the instruction reaches.
+    pub(crate) fn skip(&self) -> Skip {
+        Skip::bytes(self.length)
     }
 }
 
@@ -222,4 +233,20 @@ pub(crate) fn local_apic<V: XvmOps>(vcpu: &mut Vcpu<V>, fault: &MemoryFault) -> 
         }
     }
     vcpu.skip(Skip::bytes(plain.length))
+}
+
+/// A write to where an eventfd or the ring is the VMM's stand-in. Inside the window.
+pub(crate) fn bus<V: XvmOps>(vcpu: &mut Vcpu<V>, fault: &MemoryFault) -> bool {
+    if !fault.write || !vcpu.bus_covers(Space::Memory, fault.gpa) || vcpu.slots_cover(fault.gpa) {
+        return false;
+    }
+    let Some(plain) = vcpu.decode_move(fault) else {
+        return false;
+    };
+    let Some(source) = plain.source else {
+        return false;
+    };
+    let data = vcpu.move_data(source);
+    vcpu.bus_write_now(Space::Memory, fault.gpa, &data[..plain.bytes()])
+        && vcpu.skip(Skip::bytes(plain.length))
 }

@@ -18,6 +18,7 @@ use super::emulate::Stop;
 use super::guest_memory;
 use super::guest_memory::Sleeping;
 use super::guest_memory::INSN_MAX;
+use super::platform::bus::Space;
 use super::replay;
 use super::replay::Answer;
 use super::replay::Kind;
@@ -171,7 +172,7 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
                 data: [0; PIECE],
             };
             access.data[..part.len()].copy_from_slice(part);
-            self.ask(access)?;
+            self.ask_for_write(access, part)?;
         }
         Ok(())
     }
@@ -182,6 +183,32 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
             Answer::Ask => Err(Stop::Userspace),
             Answer::TooMany => Err(Stop::Unknown),
         }
+    }
+
+    /// A write is made by the VMM's stand-in, if there is one for it: once, also when the instruction is executed again.
+    fn ask_for_write(&mut self, access: replay::Access, data: &[u8]) -> Result<(), Stop> {
+        let asked = self.ask(access);
+        if asked.is_err()
+            && self.vcpu.replay.asked().is_some()
+            && self.vcpu.bus_write(Space::Memory, access.address, data)
+        {
+            self.vcpu.replay.made();
+            return Ok(());
+        }
+        asked.map(|_| ())
+    }
+
+    /// Whether the elements of a string are written to a port by the VMM's stand-in. As in KVM the first one decides for all.
+    fn written(&mut self, port: u16, size: u8, data: &[u8]) -> bool {
+        let mut elements = data.chunks(usize::from(size.max(1)));
+        let mut write = |element: &[u8]| self.vcpu.bus_write(Space::Port, port.into(), element);
+        let taken = elements.next().is_some_and(&mut write);
+        if taken {
+            elements.for_each(|element| {
+                write(element);
+            });
+        }
+        taken
     }
 
     fn fail(&mut self, error: Error) -> Stop {
@@ -359,7 +386,12 @@ impl<V: XvmOps> Machine for Emulation<'_, V> {
         if self.vcpu.replay.asked().is_none() {
             self.vcpu.pages.write(PORT_DATA, data);
         }
-        self.ask(access).map(|_| ())
+        let asked = self.ask(access);
+        if asked.is_err() && self.vcpu.replay.asked().is_some() && self.written(port, size, data) {
+            self.vcpu.replay.made();
+            return Ok(());
+        }
+        asked.map(|_| ())
     }
 
     fn commit(&mut self) {

@@ -3,6 +3,8 @@
 //! `KVM_ENABLE_CAP` of a VM and of a vCPU (api.rst, 4.37, sections 6 and 7): one arm a capability.
 
 use super::extension;
+use super::irqchip::Kind;
+use super::platform::routing;
 use super::pv;
 use super::vcpu::Vcpu;
 use super::vm::Vm;
@@ -89,6 +91,7 @@ impl<V: XvmOps> Vm<V> {
             // The older one ignores what it doesn't know.
             uapi::KVM_CAP_DISABLE_QUIRKS => self.disable_quirks(value & QUIRKS),
             uapi::KVM_CAP_DISABLE_QUIRKS2 if value & !QUIRKS == 0 => self.disable_quirks(value),
+            uapi::KVM_CAP_SPLIT_IRQCHIP => self.split_irqchip(value)?,
             _ => return Err(EINVAL),
         }
         Ok(0)
@@ -97,6 +100,15 @@ impl<V: XvmOps> Vm<V> {
     fn disable_quirks(&self, quirks: u64) {
         let disabled = &self.switches.disabled_quirks;
         disabled.fetch_or(quirks, Ordering::Relaxed);
+    }
+
+    /// The local APICs alone are in the kernel (7.5); `pins` are how many GSIs the VMM's IOAPIC has.
+    fn split_irqchip(&self, pins: u64) -> Result {
+        let pins = u32::try_from(pins).map_err(|_| EINVAL)?;
+        if pins > routing::GSIS {
+            return Err(EINVAL);
+        }
+        self.create_irqchip(Kind::Split(pins), EEXIST).map(|_| ())
     }
 }
 

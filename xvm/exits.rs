@@ -3,6 +3,7 @@
 //! Exits that are handled inside the window: nothing here sleeps, allocates, or touches userspace but by reads that may fail.
 
 use super::device_access;
+use super::platform::bus::Space;
 use super::platform::Gp;
 use super::pv::Called;
 use super::state::RAX;
@@ -44,7 +45,9 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
             Called::Outside => false,
         },
         Exit::Port(access) => port(vcpu, &access),
-        Exit::Memory(fault) => device_access::local_apic(vcpu, &fault),
+        Exit::Memory(fault) => {
+            device_access::local_apic(vcpu, &fault) || device_access::bus(vcpu, &fault)
+        }
         Exit::Hlt => halt(vcpu),
         // Memory is write-back and coherent: there is nothing to be flushed for the guest.
         Exit::CacheFlush => match vcpu.plan_skip() {
@@ -61,7 +64,8 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
         }
         // The next look at the events does what these ask for.
         Exit::NmiWindow => true,
-        Exit::InterruptWindow | Exit::TprChanged if vcpu.lapic.is_some() => true,
+        Exit::InterruptWindow if !vcpu.window_wanted => true,
+        Exit::TprChanged if vcpu.lapic.is_some() => true,
         // The VMM's interrupt is delivered before the VMM is told that there is room for another.
         Exit::InterruptWindow if vcpu.events.interrupt.is_some() => true,
         _ => false,
@@ -142,19 +146,27 @@ fn halt<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     true
 }
 
-/// Ports of the 8259 pair; the others are dealt with outside.
+/// Ports of the 8259 pair, and writes that the VMM hears of without an exit; the others are dealt with outside.
 fn port<V: XvmOps>(vcpu: &mut Vcpu<V>, access: &PortAccess) -> bool {
-    let Some(irqchip) = vcpu.vm.irqchip() else {
-        return false;
-    };
-    if access.string || !irqchip.is_pic_port(access.port, access.size) {
+    if access.string {
         return false;
     }
-    let rax = &mut V::gprs(&mut vcpu.arch).0[RAX];
-    if access.input {
-        *rax = (*rax & !0xff) | u64::from(irqchip.pic_read(access.port));
-    } else {
-        irqchip.pic_write(access.port, *rax as u8);
+    let rax = V::gprs(&mut vcpu.arch).0[RAX];
+    let irqchip = vcpu.vm.irqchip();
+    let pic = irqchip.filter(|irqchip| irqchip.is_pic_port(access.port, access.size));
+    match pic {
+        Some(pic) if access.input => {
+            let value = pic.pic_read(access.port);
+            V::gprs(&mut vcpu.arch).0[RAX] = (rax & !0xff) | u64::from(value);
+        }
+        Some(pic) => pic.pic_write(access.port, rax as u8),
+        None => {
+            let (data, port) = (rax.to_le_bytes(), access.port.into());
+            let data = &data[..usize::from(access.size & 7)];
+            if access.input || !vcpu.bus_write_now(Space::Port, port, data) {
+                return false;
+            }
+        }
     }
     vcpu.skip(Skip::BY_CPU)
 }

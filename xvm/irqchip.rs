@@ -7,6 +7,7 @@
 //! 1. `chips`, a spin lock with interrupts off: PICs, IOAPIC, PIT and the routing. Taken in any context, the window included.
 //! 2. the lock in [`Targets`].
 
+use super::platform::ioapic;
 use super::platform::ioapic::IoApic;
 use super::platform::ioapic::IoApicState;
 use super::platform::pic::Pic;
@@ -14,6 +15,8 @@ use super::platform::pit::Pit;
 use super::platform::routing;
 use super::platform::Message;
 use super::targets::Targets;
+use crate::linux::eventfd;
+use crate::linux::eventfd::EventFd;
 use crate::linux::timer;
 use crate::linux::timer::Timed;
 use crate::linux::timer::TimerTarget;
@@ -27,6 +30,38 @@ use kernel::sync::SpinLockIrq;
 /// The GSI of the PIT.
 const PIT_GSI: u32 = 0;
 
+/// Pins of the 8259 pair, before those of the IOAPIC in what counts both.
+const PIC_PINS: usize = 16;
+
+/// Who drives a line: it is high while one of them drives it high.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// The VMM, by ioctl and by eventfd.
+    Vmm = 1,
+    /// The PIT.
+    Pit = 2,
+    /// Eventfds with resampling: until the end of interrupt.
+    Resampled = 4,
+}
+
+/// Which of the chips are in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// All.
+    Full,
+    /// The local APICs alone (`KVM_CAP_SPLIT_IRQCHIP`). The VMM is told of the ends of level-triggered interrupts that its IOAPIC sends
+    /// as GSIs below this.
+    Split(u32),
+}
+
+/// Who is asked after the end of an interrupt on a GSI.
+struct Resampler {
+    gsi: u32,
+    event: Arc<EventFd>,
+    /// It is to be asked now.
+    due: bool,
+}
+
 /// The chips, behind their lock.
 pub(crate) struct Chips {
     pub(crate) pic: Pic,
@@ -37,11 +72,27 @@ pub(crate) struct Chips {
     speaker: bool,
     /// Sorted by GSI.
     routes: KVVec<routing::Entry>,
+    /// Who drives each pin high, as `Source` bits: the 8259 pair's, then the IOAPIC's.
+    drivers: [u8; PIC_PINS + ioapic::PINS],
+    resamplers: KVec<Resampler>,
+}
+
+impl Chips {
+    /// The level of a pin after `source` has driven it.
+    fn drive(&mut self, pin: usize, source: Source, level: bool) -> bool {
+        let drivers = &mut self.drivers[pin];
+        match level {
+            true => *drivers |= source as u8,
+            false => *drivers &= !(source as u8),
+        }
+        *drivers != 0
+    }
 }
 
 /// Interrupt controllers and timer of a VM. The host's timer expires at the PIT's next edge.
 #[pin_data]
 pub(crate) struct IrqChip {
+    kind: Kind,
     #[pin]
     chips: SpinLockIrq<Chips>,
     pic_output: AtomicBool,
@@ -54,32 +105,36 @@ impl TimerTarget for IrqChip {
         let fired = chips.pit.as_mut().is_some_and(|pit| pit.fire(timer::now()));
         if fired {
             // An edge: the line goes low at once.
-            self.drive(&mut chips, PIT_GSI, true);
-            self.drive(&mut chips, PIT_GSI, false);
+            self.drive(&mut chips, PIT_GSI, Source::Pit, true);
+            self.drive(&mut chips, PIT_GSI, Source::Pit, false);
         }
         chips.pit.as_ref().and_then(Pit::next_edge)
     }
 }
 
 impl IrqChip {
-    /// The chips after reset, with the default routing: GSI n is pin n of the PICs and of the IOAPIC.
+    /// The chips after reset, with the default routing: GSI n is pin n of the PICs and of the IOAPIC. With the local APICs alone there is
+    /// no routing.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(targets: Arc<Targets>) -> Result<Arc<Timed<Self>>> {
+    pub(crate) fn new(targets: Arc<Targets>, kind: Kind) -> Result<Arc<Timed<Self>>> {
         let mut routes = KVVec::new();
-        for entry in routing::DEFAULT {
-            routes.push(entry, GFP_KERNEL_ACCOUNT)?;
+        if kind == Kind::Full {
+            routes.extend_from_slice(&routing::DEFAULT, GFP_KERNEL_ACCOUNT)?;
         }
         Arc::pin_init(
             Timed::new(pin_init!(Self {
+                kind,
                 chips <- new_spinlock_irq!(Chips {
                     pic: Pic::new(),
                     ioapic: IoApic::new(),
                     pit: None,
                     speaker: false,
                     routes,
+                    drivers: [0; PIC_PINS + ioapic::PINS],
+                    resamplers: KVec::new(),
                 }, "xvm_irqchip"),
                 pic_output: AtomicBool::new(false),
                 targets,
@@ -116,32 +171,48 @@ impl IrqChip {
         self.pic_output.load(Ordering::SeqCst)
     }
 
+    /// Whether only the local APICs are in the kernel.
+    #[inline]
+    pub(crate) fn is_split(&self) -> bool {
+        self.kind != Kind::Full
+    }
+
     /// Takes the interrupt of the 8259 pair, if it still has one.
     pub(crate) fn acknowledge_pic(&self) -> Option<u8> {
         let mut chips = self.chips.lock();
         let vector = chips.pic.output().then(|| chips.pic.acknowledge());
+        let due = self.pic_ended(&mut chips);
         self.update_pic_output(&chips);
+        drop(chips);
+        self.ask(due);
         vector
     }
 
     /// Drives the pins that `gsi` is routed to. Whether a chip saw something new.
-    fn drive(&self, chips: &mut Chips, gsi: u32, level: bool) -> bool {
-        let Chips {
-            pic,
-            ioapic,
-            routes,
-            ..
-        } = chips;
+    fn drive(&self, chips: &mut Chips, gsi: u32, source: Source, level: bool) -> bool {
         let mut seen = false;
-        for entry in routing::lookup(routes, gsi) {
+        // By number, because the chips change meanwhile: a GSI has three at most.
+        for i in 0.. {
+            let Some(target) = routing::lookup(&chips.routes, gsi)
+                .get(i)
+                .map(|route| route.target)
+            else {
+                break;
+            };
             let mut sink = |message: &Message| {
                 let new = self.targets.send(message);
                 seen |= new;
                 new
             };
-            match entry.target {
-                routing::Target::Pic { pin } => seen |= pic.set_irq(pin, level),
-                routing::Target::IoApic { pin } => ioapic.set_irq(pin, level, &mut sink),
+            match target {
+                routing::Target::Pic { pin } => {
+                    let level = chips.drive(pin.into(), source, level);
+                    seen |= chips.pic.set_irq(pin, level);
+                }
+                routing::Target::IoApic { pin } => {
+                    let level = chips.drive(PIC_PINS + usize::from(pin), source, level);
+                    chips.ioapic.set_irq(pin, level, &mut sink);
+                }
                 routing::Target::Msi { address, data } if level => {
                     seen |= self.targets.send_msi(address, data);
                 }
@@ -155,7 +226,58 @@ impl IrqChip {
     /// Drives a GSI's line. Whether a chip saw something new (`KVM_IRQ_LINE_STATUS`). From any context.
     pub(crate) fn set_line(&self, gsi: u32, level: bool) -> bool {
         let mut chips = self.chips.lock();
-        self.drive(&mut chips, gsi, level)
+        self.drive(&mut chips, gsi, Source::Vmm, level)
+    }
+
+    /// Drives a GSI's line up and down again. From any context.
+    pub(crate) fn pulse(&self, gsi: u32) {
+        let mut chips = self.chips.lock();
+        self.drive(&mut chips, gsi, Source::Vmm, true);
+        self.drive(&mut chips, gsi, Source::Vmm, false);
+    }
+
+    /// Drives a GSI's line up until the interrupt's end. From any context.
+    pub(crate) fn raise_resampled(&self, gsi: u32) {
+        let mut chips = self.chips.lock();
+        self.drive(&mut chips, gsi, Source::Resampled, true);
+    }
+
+    /// Asks `event` after the end of each interrupt on a GSI. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn add_resampler(&self, gsi: u32, event: Arc<EventFd>) -> Result {
+        loop {
+            let want = self.chips.lock().resamplers.len() + 1;
+            let mut larger = KVec::with_capacity(want, GFP_KERNEL_ACCOUNT)?;
+            let mut chips = self.chips.lock();
+            if chips.resamplers.len() + 1 != want {
+                continue;
+            }
+            for one in chips.resamplers.drain_all() {
+                larger.push(one, GFP_ATOMIC)?;
+            }
+            let due = false;
+            larger.push(Resampler { gsi, event, due }, GFP_ATOMIC)?;
+            core::mem::swap(&mut chips.resamplers, &mut larger);
+            drop(chips);
+            return Ok(());
+        }
+    }
+
+    /// Undoes `add_resampler`. The line falls when nobody is left who is asked.
+    pub(crate) fn remove_resampler(&self, gsi: u32, event: &Arc<EventFd>) {
+        let mut chips = self.chips.lock();
+        let resamplers = &mut chips.resamplers;
+        let same = |one: &Resampler| one.gsi == gsi && Arc::ptr_eq(&one.event, event);
+        if let Some(at) = resamplers.iter().position(same) {
+            // There is such an entry.
+            let _ = resamplers.remove(at);
+        }
+        if !resamplers.iter().any(|one| one.gsi == gsi) {
+            self.drive(&mut chips, gsi, Source::Resampled, false);
+        }
     }
 
     /// Sends a message-signalled interrupt. Whether a local APIC took it as new.
@@ -163,12 +285,75 @@ impl IrqChip {
         self.targets.send_msi(address, data)
     }
 
+    /// Whether the VMM, whose IOAPIC it is, is to be told of the end of a level-triggered interrupt.
+    pub(crate) fn forwards_end(&self, vector: u8) -> bool {
+        let Kind::Split(pins) = self.kind else {
+            return false;
+        };
+        let chips = self.chips.lock();
+        let mut routes = chips.routes.iter().take_while(|route| route.gsi < pins);
+        routes.any(|route| match route.target {
+            routing::Target::Msi { address, data } => {
+                let message = Message::from_msi(address, data, false);
+                message.level && message.vector == vector
+            }
+            _ => false,
+        })
+    }
+
     /// A local APIC ended a level-triggered interrupt.
     pub(crate) fn end_of_interrupt(&self, vector: u8) {
         let mut chips = self.chips.lock();
+        let pins = u64::from(chips.ioapic.ended_by(vector)) << PIC_PINS;
+        let due = self.ended(&mut chips, pins);
         chips
             .ioapic
             .eoi(vector, &mut |message| self.targets.send(message));
+        drop(chips);
+        self.ask(due);
+    }
+
+    fn pic_ended(&self, chips: &mut Chips) -> bool {
+        let pins = chips.pic.take_ended();
+        self.ended(chips, pins.into())
+    }
+
+    /// Interrupts of `pins`, numbered as in `Chips::drivers`, have ended: lets go of the lines of who is to be asked then. Whether there
+    /// is anyone.
+    fn ended(&self, chips: &mut Chips, pins: u64) -> bool {
+        let mut any = false;
+        if pins == 0 {
+            return any;
+        }
+        for i in 0..chips.resamplers.len() {
+            let gsi = chips.resamplers[i].gsi;
+            let mut routes = routing::lookup(&chips.routes, gsi).iter();
+            if routes.any(|route| pins & pin_bit(route.target) != 0) {
+                chips.resamplers[i].due = true;
+                self.drive(chips, gsi, Source::Resampled, false);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Asks those who are due. Without the chips' lock, because the answer may be a line that rises.
+    fn ask(&self, any: bool) {
+        if !any {
+            return;
+        }
+        let _reader = eventfd::read_side();
+        loop {
+            let event = {
+                let mut chips = self.chips.lock();
+                let Some(one) = chips.resamplers.iter_mut().find(|one| one.due) else {
+                    return;
+                };
+                one.due = false;
+                one.event.clone()
+            };
+            event.signal();
+        }
     }
 
     /// Sets the IOAPIC's state.
@@ -187,14 +372,18 @@ impl IrqChip {
 
     /// Whether the 8259 pair has this port.
     pub(crate) fn is_pic_port(&self, port: u16, size: u8) -> bool {
-        size == 1 && matches!(port, 0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1)
+        size == 1 && matches!(port, 0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1) && !self.is_split()
     }
 
     /// Reads a port of the 8259 pair.
     pub(crate) fn pic_read(&self, port: u16) -> u8 {
         let mut chips = self.chips.lock();
         let value = chips.pic.read(port).unwrap_or(0xff);
+        // Polling may be the end, too.
+        let due = self.pic_ended(&mut chips);
         self.update_pic_output(&chips);
+        drop(chips);
+        self.ask(due);
         value
     }
 
@@ -202,7 +391,10 @@ impl IrqChip {
     pub(crate) fn pic_write(&self, port: u16, value: u8) {
         let mut chips = self.chips.lock();
         chips.pic.write(port, value);
+        let due = self.pic_ended(&mut chips);
         self.update_pic_output(&chips);
+        drop(chips);
+        self.ask(due);
     }
 
     /// Reads a port of the PIT; `None` when it isn't one. Not inside the window.
@@ -214,24 +406,29 @@ impl IrqChip {
         chips.pit.as_mut().map(|pit| pit.read(port, timer::now()))
     }
 
+    fn ioapic_offset(&self, chips: &Chips, gpa: u64) -> Option<u64> {
+        match self.kind {
+            Kind::Full => chips.ioapic.offset(gpa),
+            Kind::Split(_) => None,
+        }
+    }
+
     /// Whether guest-physical `gpa` is one of the IOAPIC's registers.
     pub(crate) fn is_ioapic(&self, gpa: u64) -> bool {
-        self.chips.lock().ioapic.offset(gpa).is_some()
+        self.ioapic_offset(&self.chips.lock(), gpa).is_some()
     }
 
     /// Reads the IOAPIC's register at guest-physical `gpa`; `None` when it isn't one.
     pub(crate) fn ioapic_read(&self, gpa: u64) -> Option<u32> {
         let chips = self.chips.lock();
-        chips
-            .ioapic
-            .offset(gpa)
+        self.ioapic_offset(&chips, gpa)
             .map(|offset| chips.ioapic.read(offset))
     }
 
     /// Writes the IOAPIC's register at guest-physical `gpa`; `None` when it isn't one.
     pub(crate) fn ioapic_write(&self, gpa: u64, value: u32) -> Option<()> {
         let mut chips = self.chips.lock();
-        let offset = chips.ioapic.offset(gpa)?;
+        let offset = self.ioapic_offset(&chips, gpa)?;
         chips
             .ioapic
             .write(offset, value, &mut |message| self.targets.send(message));
@@ -266,6 +463,15 @@ impl Timed<IrqChip> {
                 .as_mut()
                 .map(|pit| pit.write(port, value, timer::now()))
         })
+    }
+}
+
+/// The bit of a pin, numbered as in `Chips::drivers`.
+fn pin_bit(target: routing::Target) -> u64 {
+    match target {
+        routing::Target::Pic { pin } => 1 << (pin & 15),
+        routing::Target::IoApic { pin } => 1 << (PIC_PINS + usize::from(pin & 31)),
+        routing::Target::Msi { .. } => 0,
     }
 }
 

@@ -38,10 +38,14 @@
 //! | `processors` | what the VMM says of the vCPUs before it makes them |
 //! | `irqchip`, `targets` | interrupt controllers and timer; vCPUs as destinations of messages |
 //! | `vm_platform` | their ioctls |
+//! | `irqfd` | eventfds that raise an interrupt |
+//! | `bus`, `ioeventfd`, `coalesced` | writes that the VMM hears of without an exit: by eventfd, or later |
 //! | **Pure logic**, tested on the host (`host.rs`) | |
 //! | `platform` | interrupt controllers and timers |
 //! | `emulate` | decoder, emulator, page-table walker |
 
+mod bus;
+mod coalesced;
 mod control;
 mod cpuid;
 mod debugregs;
@@ -58,7 +62,9 @@ mod extension;
 mod fpu;
 mod guest_debug;
 mod guest_memory;
+mod ioeventfd;
 mod irqchip;
+mod irqfd;
 mod kernel_devices;
 mod kick;
 mod lapic_state;

@@ -129,6 +129,12 @@ impl Replay {
         Answer::Ask
     }
 
+    /// The access that userspace was to be asked for has been made without it.
+    pub(crate) fn made(&mut self) {
+        self.answered([0; PIECE]);
+        self.next = self.count;
+    }
+
     /// What userspace has been asked for.
     pub(crate) fn asked(&self) -> Option<&Access> {
         self.asked.as_ref()

@@ -6,6 +6,7 @@ use super::device_access::PlainMove;
 use super::emulation::Emulated;
 use super::exits::Skip;
 use super::memory::Filled;
+use super::platform::bus::Space;
 use super::platform::lapic::Reset;
 use super::state::seg;
 use super::state::DebugRegs;
@@ -109,7 +110,7 @@ impl<V: XvmOps> Vcpu<V> {
         if self.config.debug.is_some() {
             self.begin_debugging();
         }
-        self.window_wanted = self.asked_window() && self.lapic.is_none();
+        self.window_wanted = self.asked_window() && !self.vm.has_pic();
         if self.window_wanted && self.ready_for_interrupt() {
             self.set_exit(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
             return Ok(());
@@ -130,6 +131,10 @@ impl<V: XvmOps> Vcpu<V> {
             self.take_init();
             self.serve_guest();
             self.set_timer();
+            if let Some(vector) = self.ended.take() {
+                self.exit_eoi(vector);
+                return Ok(());
+            }
             if self.events.triple_fault {
                 return self.shut_down().map(|_| ());
             }
@@ -197,27 +202,33 @@ impl<V: XvmOps> Vcpu<V> {
             Filled::Device if fault.fetch => {
                 Ok(self.internal_error(uapi::KVM_INTERNAL_ERROR_EMULATION, &[]))
             }
-            Filled::Device if self.plain_move(fault) => Ok(Next::Userspace),
-            Filled::Device => self.emulate_exit(),
+            Filled::Device => match self.plain_move(fault) {
+                Some(next) => Ok(next),
+                None => self.emulate_exit(),
+            },
         }
     }
 
-    /// Asks the VMM for the access of a move between a register and a device of its own, without the emulator. False when the
-    /// instruction isn't such a move.
-    fn plain_move(&mut self, fault: &MemoryFault) -> bool {
+    /// Asks the VMM, or its stand-in, for the access of a move between a register and a device of its own, without the emulator. `None`
+    /// when the instruction isn't such a move.
+    fn plain_move(&mut self, fault: &MemoryFault) -> Option<Next> {
         if self.is_kernel_device(fault.gpa) {
-            return false;
+            return None;
         }
-        let Some(plain) = self.decode_move(fault) else {
-            return false;
-        };
+        let plain = self.decode_move(fault)?;
         let data = plain.source.map_or([0; 8], |source| self.move_data(source));
+        if plain.source.is_some()
+            && self.bus_write(Space::Memory, fault.gpa, &data[..plain.bytes()])
+        {
+            self.skip(plain.skip());
+            return Some(Next::Guest);
+        }
         self.exit_mmio(fault.gpa, &data, plain.size.into(), plain.source.is_some());
         self.pending = Pending::Move {
             plain,
             rip: V::code_context(&self.arch).rip,
         };
-        true
+        Some(Next::Userspace)
     }
 
     fn port(&mut self, access: &PortAccess) -> Result<Next> {
@@ -235,11 +246,13 @@ impl<V: XvmOps> Vcpu<V> {
             }
         }
         if !access.input {
-            let value = V::gprs(&mut self.arch).0[RAX] as u32;
-            self.pages.write(
-                PORT_DATA,
-                &value.to_le_bytes()[..usize::from(access.size & 7)],
-            );
+            let data = V::gprs(&mut self.arch).0[RAX].to_le_bytes();
+            let data = &data[..usize::from(access.size & 7)];
+            if self.bus_write(Space::Port, access.port.into(), data) {
+                self.skip(Skip::BY_CPU);
+                return Ok(Next::Guest);
+            }
+            self.pages.write(PORT_DATA, data);
         }
         self.pending = Pending::Port {
             access: *access,
@@ -459,6 +472,13 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Whether the VMM may queue an interrupt now.
     pub(super) fn ready_for_interrupt(&self) -> bool {
-        self.interruptible() && self.events.interrupt.is_none() && self.events.injected.is_none()
+        let connected = self
+            .lapic
+            .as_ref()
+            .is_none_or(|lapic| lapic.accepts_extint());
+        connected
+            && self.interruptible()
+            && self.events.interrupt.is_none()
+            && self.events.injected.is_none()
     }
 }

@@ -96,6 +96,13 @@ impl<V: XvmOps> Vcpu<V> {
         self.set_exit(uapi::KVM_EXIT_MEMORY_FAULT);
     }
 
+    /// Tells the VMM of the end of an interrupt of its IOAPIC.
+    pub(super) fn exit_eoi(&self, vector: u8) {
+        self.pages
+            .set(offset_of!(kvm_run, __bindgen_anon_1.eoi.vector), vector);
+        self.set_exit(uapi::KVM_EXIT_IOAPIC_EOI);
+    }
+
     /// What userspace read.
     pub(super) fn mmio_data(&self) -> [u8; 8] {
         let mut data = [0; 8];
@@ -240,7 +247,7 @@ impl<V: XvmOps> Vcpu<V> {
     pub(super) fn fill_run_page(&self) {
         let pages = &self.pages;
         let state = V::interruptibility(&self.arch);
-        let ready = self.lapic.is_some() || self.ready_for_interrupt();
+        let ready = self.vm.has_pic() || self.ready_for_interrupt();
         pages.set(offset_of!(kvm_run, if_flag), u8::from(state.interrupt_flag));
         pages.set(
             offset_of!(kvm_run, ready_for_interrupt_injection),

@@ -5,6 +5,7 @@
 //! [`VcpuFile`] is what is behind the file descriptor. [`Vcpu`] is what only the thread in an ioctl touches, behind the
 //! file's mutex. [`Shared`] is what other threads reach: the mailbox of its local APIC, and the means to wake or kick it.
 
+use super::bus::BusView;
 use super::cpuid::GuestCpuid;
 use super::events::Events;
 use super::extension;
@@ -43,8 +44,11 @@ use kernel::sync::Arc;
 use kernel::sync::ArcBorrow;
 use kernel::sync::Mutex;
 
-/// Pages that a vCPU shares with its VMM: `struct kvm_run`, the data of port I/O.
-pub(crate) const RUN_PAGES: usize = 2;
+/// Pages of its own that a vCPU shares with its VMM: `struct kvm_run`, the data of port I/O.
+const RUN_PAGES: usize = 2;
+
+/// Pages of a mapping of a vCPU: behind its own is the ring of coalesced I/O (`KVM_CAP_COALESCED_MMIO` says where).
+pub(crate) const MAPPED_PAGES: usize = RUN_PAGES + 1;
 
 /// The page of a vCPU's file that its dirty ring begins with.
 const RING_PAGE: usize = uapi::KVM_DIRTY_LOG_PAGE_OFFSET as usize;
@@ -148,6 +152,10 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) replay: Replay,
     /// The VM's memory slots.
     pub(crate) slots: View,
+    /// The VM's bus, as last looked at.
+    pub(crate) bus: BusView,
+    /// The end of an interrupt that the VMM's IOAPIC is to be told of.
+    pub(crate) ended: Option<u8>,
     /// The last of `Memory::flushes` that this vCPU flushed its TLB for.
     pub(crate) flushed: u64,
     /// The CPU that it ran on last.
@@ -210,6 +218,8 @@ impl<V: XvmOps> Vcpu<V> {
             pending: Pending::None,
             replay: Replay::default(),
             slots,
+            bus: BusView::new(&vm.bus),
+            ended: None,
             flushed: 0,
             last_cpu: u32::MAX,
             cr8: 0,
@@ -277,7 +287,10 @@ impl<V: XvmOps> VcpuFile<V> {
     ///
     /// `EEXIST` when there is one of that number, `ENOMEM`, or as [`anon_file::create`].
     pub(crate) fn create(vm: Arc<Vm<V>>, id: u32, processors: &Processors) -> Result<isize> {
-        let pages = Arc::new(RunPages::new(RUN_PAGES)?, GFP_KERNEL_ACCOUNT)?;
+        let pages = Arc::new(
+            RunPages::followed(RUN_PAGES, vm.bus.ring_page())?,
+            GFP_KERNEL_ACCOUNT,
+        )?;
         let shared = Shared::new(id, id == processors.boot)?;
         let cycle = processors.bus_cycle_ns;
         let vcpu = Vcpu::new(vm.clone(), shared.clone(), pages.clone(), cycle)?;
@@ -340,6 +353,7 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
             uapi::KVM_SET_CPUID2 => vcpu.set_cpuid2(arg),
             uapi::KVM_GET_LAPIC => vcpu.get_lapic(arg),
             uapi::KVM_SET_LAPIC => vcpu.set_lapic(arg),
+            uapi::KVM_SET_VAPIC_ADDR => vcpu.set_vapic_address(arg),
             uapi::KVM_GET_MP_STATE => vcpu.get_mp_state(arg),
             uapi::KVM_SET_MP_STATE => vcpu.set_mp_state(arg),
             uapi::KVM_GET_VCPU_EVENTS => vcpu.get_vcpu_events(arg),

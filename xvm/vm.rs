@@ -3,8 +3,11 @@
 //! A VM and its ioctls (api.rst, section 4, "vm ioctl").
 
 use super::enable_cap::Switches;
+use super::bus::Bus;
 use super::extension;
 use super::irqchip::IrqChip;
+use super::irqchip::Kind;
+use super::irqfd::IrqFds;
 use super::kick::Kick;
 use super::machine::Machine;
 use super::memory::Memory;
@@ -62,6 +65,11 @@ pub(crate) struct Vm<V: XvmOps> {
     kick: Arc<Kick>,
     targets: Arc<Targets>,
     irqchip: SetOnce<Arc<Timed<IrqChip>>>,
+    /// Writes that the VMM hears of without an exit.
+    pub(crate) bus: Arc<Bus>,
+    /// Eventfds that raise interrupts.
+    #[pin]
+    pub(super) irqfds: IrqFds,
     /// Held while the irqchip or a vCPU is made, of which each depends on the other's absence.
     #[pin]
     setup: Mutex<Processors>,
@@ -79,6 +87,7 @@ impl<V: XvmOps> Vm<V> {
         let memory = Memory::new(kick.clone())?;
         let notifier = mmu_notifier::Registration::new(memory.clone(), mm.clone())?;
         let targets = Targets::new()?;
+        let bus = Bus::new()?;
         let vm = Arc::pin_init(
             pin_init!(Self {
                 machine,
@@ -91,6 +100,8 @@ impl<V: XvmOps> Vm<V> {
                 kick,
                 targets,
                 irqchip: SetOnce::new(),
+                bus,
+                irqfds <- IrqFds::new(),
                 setup <- new_mutex!(Processors::DEFAULT, "xvm_vm_setup"),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -138,6 +149,12 @@ impl<V: XvmOps> Vm<V> {
     #[inline]
     pub(crate) fn irqchip(&self) -> Option<&Arc<Timed<IrqChip>>> {
         self.irqchip.as_ref()
+    }
+
+    /// Whether the 8259 pair and the IOAPIC are in the kernel, too.
+    #[inline]
+    pub(crate) fn has_pic(&self) -> bool {
+        self.irqchip().is_some_and(|irqchip| !irqchip.is_split())
     }
 
     /// Whether a vCPU was made.
@@ -210,15 +227,21 @@ impl<V: XvmOps> Vm<V> {
         VcpuFile::create(this.into(), id, &processors)
     }
 
-    fn create_irqchip(&self) -> Result<isize> {
+    /// Makes the interrupt controllers that are to be in the kernel.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST` when there are some; `late` when there is a vCPU; `ENOMEM`.
+    pub(super) fn create_irqchip(&self, kind: Kind, late: Error) -> Result<isize> {
         let _setup = self.setup.lock();
         if self.irqchip().is_some() {
             return Err(EEXIST);
         }
         if self.targets.count() != 0 {
-            return Err(EINVAL);
+            return Err(late);
         }
-        self.irqchip.populate(IrqChip::new(self.targets.clone())?);
+        self.irqchip
+            .populate(IrqChip::new(self.targets.clone(), kind)?);
         Ok(0)
     }
 }
@@ -257,7 +280,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             uapi::KVM_SET_BOOT_CPU_ID => this.set_boot_cpu_id(arg),
             uapi::KVM_SET_TSS_ADDR => this.set_tss_address(arg),
             uapi::KVM_SET_IDENTITY_MAP_ADDR => this.set_identity_map_address(arg),
-            uapi::KVM_CREATE_IRQCHIP => this.create_irqchip(),
+            uapi::KVM_CREATE_IRQCHIP => this.create_irqchip(Kind::Full, EINVAL),
             uapi::KVM_GET_IRQCHIP => this.get_irqchip(arg),
             uapi::KVM_SET_IRQCHIP => this.set_irqchip(arg),
             uapi::KVM_CREATE_PIT2 => this.create_pit2(arg),
@@ -266,6 +289,10 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             uapi::KVM_IRQ_LINE => this.irq_line(arg, false),
             uapi::KVM_IRQ_LINE_STATUS => this.irq_line(arg, true),
             uapi::KVM_SET_GSI_ROUTING => this.set_gsi_routing(arg),
+            uapi::KVM_IRQFD => this.irqfd(arg),
+            uapi::KVM_IOEVENTFD => this.ioeventfd(arg),
+            uapi::KVM_REGISTER_COALESCED_MMIO => this.register_coalesced(arg),
+            uapi::KVM_UNREGISTER_COALESCED_MMIO => this.unregister_coalesced(arg),
             uapi::KVM_SIGNAL_MSI => this.signal_msi(arg),
             uapi::KVM_GET_TSC_KHZ => Ok(this.tsc.default_khz() as isize),
             uapi::KVM_SET_TSC_KHZ => this.set_default_tsc_khz(arg),
@@ -277,5 +304,10 @@ impl<V: XvmOps> AnonFile for Vm<V> {
 
     fn mmap(_: ArcBorrow<'_, Self>, _: &VmaNew) -> Result {
         Err(ENODEV)
+    }
+
+    /// vCPUs may keep the VM, but its descriptor is what irqfds belong to.
+    fn release(this: Arc<Self>) {
+        this.irqfds.clear();
     }
 }

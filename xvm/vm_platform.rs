@@ -48,9 +48,16 @@ impl<V: XvmOps> Vm<V> {
         self.irqchip().ok_or(ENXIO)
     }
 
+    /// The same where the 8259 pair and the IOAPIC are meant.
+    fn full_chips(&self) -> Result<&Arc<Timed<IrqChip>>> {
+        self.irqchip()
+            .filter(|irqchip| !irqchip.is_split())
+            .ok_or(ENXIO)
+    }
+
     /// `KVM_GET_IRQCHIP`.
     pub(super) fn get_irqchip(&self, arg: usize) -> Result<isize> {
-        let irqchip = self.chips()?;
+        let irqchip = self.full_chips()?;
         let id: u32 = user::read(arg)?;
         match id {
             uapi::KVM_IRQCHIP_PIC_MASTER | uapi::KVM_IRQCHIP_PIC_SLAVE => {
@@ -68,7 +75,7 @@ impl<V: XvmOps> Vm<V> {
 
     /// `KVM_SET_IRQCHIP`.
     pub(super) fn set_irqchip(&self, arg: usize) -> Result<isize> {
-        let irqchip = self.chips()?;
+        let irqchip = self.full_chips()?;
         let id: u32 = user::read(arg)?;
         match id {
             uapi::KVM_IRQCHIP_PIC_MASTER | uapi::KVM_IRQCHIP_PIC_SLAVE => {
@@ -87,7 +94,7 @@ impl<V: XvmOps> Vm<V> {
     pub(super) fn create_pit2(&self, arg: usize) -> Result<isize> {
         let config: uapi::kvm_pit_config = user::read(arg)?;
         // KVM's order: a second PIT is refused before a missing irqchip.
-        let irqchip = self.irqchip().ok_or(ENOENT)?;
+        let irqchip = self.full_chips().map_err(|_| ENOENT)?;
         irqchip.create_pit(config.flags & uapi::KVM_PIT_SPEAKER_DUMMY != 0)?;
         Ok(0)
     }
@@ -136,6 +143,8 @@ impl<V: XvmOps> Vm<V> {
                 if self.is_bad_msi((address >> 32) as u32) {
                     return Err(EINVAL);
                 }
+            } else if !self.has_pic() {
+                return Err(EINVAL);
             }
             // VMMs pass them sorted, so that this is the end.
             let at = routes.partition_point(|other: &routing::Entry| other.gsi <= route.gsi);

@@ -34,6 +34,15 @@ const CONSTANT: &[(u32, u64, Write)] = &[
     (index::DRAM_ENERGY_STATUS, 0, Refused),
     (index::PP0_ENERGY_STATUS, 0, Refused),
     (index::PP1_ENERGY_STATUS, 0, Refused),
+    // AMD: the performance counters that every model has, and QEMU sets. They count nothing.
+    (index::PERF_EVTSEL, 0, Ignored),
+    (index::PERF_EVTSEL + 1, 0, Ignored),
+    (index::PERF_EVTSEL + 2, 0, Ignored),
+    (index::PERF_EVTSEL + 3, 0, Ignored),
+    (index::PERF_CTR, 0, Ignored),
+    (index::PERF_CTR + 1, 0, Ignored),
+    (index::PERF_CTR + 2, 0, Ignored),
+    (index::PERF_CTR + 3, 0, Ignored),
     // AMD: how memory is laid out. No memory encryption, no memory above 4 GiB with a type of its own.
     (index::SYSCFG, 0, Refused),
     (index::TOP_MEM, 0, Refused),

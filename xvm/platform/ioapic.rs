@@ -222,6 +222,14 @@ impl IoApic {
         }
     }
 
+    /// The pins whose interrupt a local APIC ends with that of a level-triggered `vector`.
+    pub fn ended_by(&self, vector: u8) -> u32 {
+        (0..)
+            .zip(&self.table)
+            .filter(|(_, entry)| entry.level() && entry.vector() == vector)
+            .fold(0, |pins, (pin, _)| pins | (1 << pin))
+    }
+
     /// Which pins are level-triggered.
     fn level_pins(&self) -> u32 {
         (0..)

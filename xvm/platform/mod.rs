@@ -2,6 +2,7 @@
 
 //! The virtual platform: interrupt controllers, timers and interrupt routing. It knows no vendor and names no kernel type.
 //!
+//! - [`bus`]: writes that the VMM hears of without an exit;
 //! - [`ioapic`]: the IOAPIC;
 //! - [`lapic`]: the local APIC of a vCPU, owned by the vCPU's thread;
 //! - [`mailbox`]: how other threads reach a local APIC;
@@ -18,6 +19,7 @@
 #[macro_use]
 mod register;
 
+pub mod bus;
 pub mod ioapic;
 pub mod lapic;
 pub mod mailbox;

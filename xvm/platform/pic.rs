@@ -118,6 +118,8 @@ struct Controller {
     rotate_on_auto_eoi: bool,
     special_fully_nested: bool,
     elcr: u8,
+    /// Lines whose interrupt has ended since this was last looked at.
+    ended: u8,
 }
 
 impl Controller {
@@ -139,6 +141,7 @@ impl Controller {
             rotate_on_auto_eoi: false,
             special_fully_nested: false,
             elcr: 0,
+            ended: 0,
         }
     }
 
@@ -202,7 +205,10 @@ impl Controller {
         }
         if !self.auto_eoi {
             self.isr |= bit;
-        } else if self.rotate_on_auto_eoi {
+            return;
+        }
+        self.ended |= bit;
+        if self.rotate_on_auto_eoi {
             self.lower(line);
         }
     }
@@ -294,6 +300,7 @@ impl Controller {
             command,
             EOI | ROTATE_ON_EOI | SPECIFIC_EOI | ROTATE_ON_SPECIFIC_EOI
         ) {
+            self.ended |= self.isr & (1 << line);
             self.isr &= !(1 << line);
         }
         if matches!(
@@ -407,6 +414,13 @@ impl Pic {
         let request = u8::from(self.slave.request().is_some()) << CASCADE;
         self.master.lines = self.master.lines & !bit | request;
         self.master.irr = self.master.irr & !bit | request;
+    }
+
+    /// The lines, 0 to 15, whose interrupt has ended since this was last asked.
+    pub fn take_ended(&mut self) -> u16 {
+        let ended =
+            [&mut self.master, &mut self.slave].map(|chip| core::mem::take(&mut chip.ended));
+        u16::from_le_bytes(ended) & !(1 << CASCADE)
     }
 
     /// Sets the level of a line, 0 to 15; others, and the cascade, are not there. `true` if that requests an interrupt
