@@ -124,11 +124,11 @@ impl<V: XvmOps> Vcpu<V> {
             }
             (None, Some(lapic)) => {
                 offer.vector = lapic.pending();
-                offer.interrupt_window |= self.window_wanted;
+                offer.interrupt_window |= self.wants_window();
                 offer.vector.map(Offered::Lapic)
             }
             (None, None) => {
-                offer.interrupt_window = self.window_wanted;
+                offer.interrupt_window = self.wants_window();
                 None
             }
         };
@@ -152,6 +152,18 @@ impl<V: XvmOps> Vcpu<V> {
             self.events.interrupt = irqchip.acknowledge_pic();
         }
         true
+    }
+
+    /// Whether the VMM's 8259 pair, if it has one, reaches this vCPU.
+    pub(crate) fn hears_pic(&self) -> bool {
+        self.lapic
+            .as_ref()
+            .is_none_or(|lapic| lapic.accepts_extint())
+    }
+
+    /// Whether the VMM is to be told when the guest can take an interrupt. VMMs ask for it also while LINT0 is masked.
+    pub(crate) fn wants_window(&self) -> bool {
+        self.window_wanted && self.hears_pic()
     }
 
     /// Whether nothing keeps an external interrupt from the guest.

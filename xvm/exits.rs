@@ -64,7 +64,7 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
         }
         // The next look at the events does what these ask for.
         Exit::NmiWindow => true,
-        Exit::InterruptWindow if !vcpu.window_wanted => true,
+        Exit::InterruptWindow if !vcpu.wants_window() => true,
         Exit::TprChanged if vcpu.lapic.is_some() => true,
         // The VMM's interrupt is delivered before the VMM is told that there is room for another.
         Exit::InterruptWindow if vcpu.events.interrupt.is_some() => true,

@@ -472,11 +472,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Whether the VMM may queue an interrupt now.
     pub(super) fn ready_for_interrupt(&self) -> bool {
-        let connected = self
-            .lapic
-            .as_ref()
-            .is_none_or(|lapic| lapic.accepts_extint());
-        connected
+        self.hears_pic()
             && self.interruptible()
             && self.events.interrupt.is_none()
             && self.events.injected.is_none()

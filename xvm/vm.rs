@@ -2,8 +2,8 @@
 
 //! A VM and its ioctls (api.rst, section 4, "vm ioctl").
 
-use super::enable_cap::Switches;
 use super::bus::Bus;
+use super::enable_cap::Switches;
 use super::extension;
 use super::irqchip::IrqChip;
 use super::irqchip::Kind;
