@@ -232,7 +232,7 @@ impl Nothing {
         // SAFETY: A zeroed page of our own, large enough and aligned, is a `Vmcb`.
         let fields = unsafe { &mut *vmcb.as_ptr().cast::<Vmcb>() };
         fields.reset(features, root.phys());
-        fields.control.set_maps(maps);
+        fields.control.set_maps(maps, false);
         fields.control.asid = Pool::BORROWED;
         fields.control.tlb_control = features.flush();
         Ok(Self {

@@ -57,6 +57,11 @@ impl PermissionMaps {
         self.io.phys()
     }
 
+    /// Physical address of an MSR permission map by which every MSR exits: all bits of the ports' map are set, too.
+    pub(super) fn closed_msr_base(&self) -> u64 {
+        self.io.phys()
+    }
+
     /// Physical address of the MSR permission map.
     pub(super) fn msr_base(&self) -> u64 {
         self.msr.phys()

@@ -30,9 +30,12 @@ impl Vmcb {
 
 impl Control {
     /// Sets the permission maps, those of the physical CPU, which knows nothing of this VMCB.
-    pub(super) fn set_maps(&mut self, maps: &PermissionMaps) {
+    pub(super) fn set_maps(&mut self, maps: &PermissionMaps, msrs_exit: bool) {
         self.iopm_base = maps.io_base();
-        self.msrpm_base = maps.msr_base();
+        self.msrpm_base = match msrs_exit {
+            true => maps.closed_msr_base(),
+            false => maps.msr_base(),
+        };
         self.clean = Clean::NONE;
     }
 }

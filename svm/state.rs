@@ -277,6 +277,11 @@ impl Vcpu {
         let control = &mut self.vmcb_mut().control;
         control.tsc_offset = config.tsc_offset;
         control.clean = control.clean.with_intercepts(false);
+        if self.msrs_exit != config.msrs_exit {
+            self.msrs_exit = config.msrs_exit;
+            // The next window's opening chooses the permission map.
+            self.last_cpu = None;
+        }
         self.set_debugging(config.debug);
     }
 }

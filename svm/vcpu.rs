@@ -50,6 +50,8 @@ pub(crate) struct Vcpu {
     pub(super) tsc_ratio: u64,
     pub(super) debug_control: u64,
     pub(super) spec_ctrl: u64,
+    /// Every access to an MSR exits.
+    pub(super) msrs_exit: bool,
     pub(super) debug: Debug,
     pub(super) events: Events,
     pub(super) nmi: Nmi,
@@ -94,6 +96,7 @@ impl Vcpu {
             tsc_ratio: cpu::TSC_UNSCALED,
             debug_control: 0,
             spec_ctrl: 0,
+            msrs_exit: false,
             debug: Debug::default(),
             events: Events::new(),
             nmi: Nmi::default(),

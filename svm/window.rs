@@ -36,7 +36,8 @@ pub(super) fn open(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
     if vcpu.last_cpu != Some(cpu.number()) {
         // The CPU knows nothing of this VMCB, and has permission maps of its own.
         vcpu.last_cpu = Some(cpu.number());
-        vcpu.vmcb_mut().control.set_maps(cpu.maps());
+        let msrs_exit = vcpu.msrs_exit;
+        vcpu.vmcb_mut().control.set_maps(cpu.maps(), msrs_exit);
     }
     vcpu.take_asid(cpu, found);
     vcpu.prepare_spec_ctrl();

@@ -139,6 +139,9 @@ impl XvmOps for Vmx {
         vcpu.tsc_offset.set(config.tsc_offset);
         let multiplier = config.tsc_ratio.unwrap_or(capability::TSC_UNSCALED);
         vcpu.tsc_multiplier.set(multiplier);
+        // Without bitmaps every access exits.
+        vcpu.primary
+            .set_bits(field::primary::USE_MSR_BITMAPS, !config.msrs_exit);
         debug::set_debugging(vcpu, config.debug);
     }
 

@@ -12,12 +12,18 @@ use super::XvmOps;
 use crate::linux::user;
 use crate::uapi;
 use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicU32;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
 /// The quirks that can be disabled: the value of `KVM_CAP_DISABLE_QUIRKS2`.
 const QUIRKS: u64 = extension::value_of(uapi::KVM_CAP_DISABLE_QUIRKS2) as u64;
+
+/// The reasons that `KVM_CAP_X86_USER_SPACE_MSR` takes.
+const MSR_REASONS: u32 = uapi::KVM_MSR_EXIT_REASON_INVAL
+    | uapi::KVM_MSR_EXIT_REASON_UNKNOWN
+    | uapi::KVM_MSR_EXIT_REASON_FILTER;
 
 /// The switches of a VM that `KVM_ENABLE_CAP` turns on and off, at any time. Each is looked at by itself: none orders anything.
 #[derive(Default)]
@@ -34,12 +40,19 @@ pub(crate) struct Switches {
     pub(crate) hypercalls: AtomicU64,
     /// What KVM does for the sake of old VMMs and guests, and is not to do, `KVM_X86_QUIRK_*` (7.31).
     pub(crate) disabled_quirks: AtomicU64,
+    /// Why an access to an MSR is the VMM's to carry out, `KVM_MSR_EXIT_REASON_*` (7.21).
+    user_space_msr: AtomicU32,
 }
 
 impl Switches {
     /// Whether raised exceptions are told apart.
     pub(crate) fn exception_payload(&self) -> bool {
         self.exception_payload.load(Ordering::Relaxed)
+    }
+
+    /// The accesses to MSRs that the VMM wants to carry out: `KVM_MSR_EXIT_REASON_*`.
+    pub(crate) fn user_space_msr(&self) -> u32 {
+        self.user_space_msr.load(Ordering::Relaxed)
     }
 
     /// Whether triple faults are among the events.
@@ -69,6 +82,13 @@ impl<V: XvmOps> Vm<V> {
                 switches
                     .exception_payload
                     .store(value != 0, Ordering::Relaxed);
+            }
+            uapi::KVM_CAP_X86_USER_SPACE_MSR => {
+                let reasons = u32::try_from(value).map_err(|_| EINVAL)?;
+                if reasons & !MSR_REASONS != 0 {
+                    return Err(EINVAL);
+                }
+                switches.user_space_msr.store(reasons, Ordering::Relaxed);
             }
             uapi::KVM_CAP_X86_TRIPLE_FAULT_EVENT => {
                 let wanted = value != 0;

@@ -104,6 +104,9 @@ fn msr_read<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
         return false;
     };
     let index = V::gprs(&mut vcpu.arch).0[RCX] as u32;
+    if !vcpu.msr_allowed(index, false) {
+        return refuse_msr(vcpu);
+    }
     match vcpu.read_msr(index, false) {
         Ok(value) => {
             let gprs = V::gprs(&mut vcpu.arch);
@@ -111,7 +114,7 @@ fn msr_read<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
             gprs.0[RDX] = value >> 32;
             vcpu.skip(skip)
         }
-        Err(Gp) => raise(vcpu, GENERAL_PROTECTION, Some(0)),
+        Err(Gp) => refuse_msr(vcpu),
     }
 }
 
@@ -122,13 +125,22 @@ fn msr_write<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     let gprs = V::gprs(&mut vcpu.arch);
     let index = gprs.0[RCX] as u32;
     let value = (gprs.0[RDX] << 32) | (gprs.0[RAX] & 0xffff_ffff);
+    if !vcpu.msr_allowed(index, true) {
+        return refuse_msr(vcpu);
+    }
     match vcpu.write_msr(index, value, false) {
         Ok(effect) => {
             vcpu.apply(effect);
             vcpu.skip(skip)
         }
-        Err(Gp) => raise(vcpu, GENERAL_PROTECTION, Some(0)),
+        Err(Gp) => refuse_msr(vcpu),
     }
+}
+
+/// An access to an MSR that fails, without having changed anything: #GP, unless the VMM may want to carry it out.
+#[cold]
+fn refuse_msr<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+    vcpu.vm.switches.user_space_msr() == 0 && raise(vcpu, GENERAL_PROTECTION, Some(0))
 }
 
 /// HLT with the in-kernel local APIC: if something is there to wake the vCPU it does not sleep.

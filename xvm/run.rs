@@ -61,6 +61,15 @@ pub(crate) enum Pending {
         /// It was made by 64-bit code.
         wide: bool,
     },
+    /// The VMM carried out RDMSR or WRMSR, or refused to.
+    Msr {
+        /// WRMSR.
+        write: bool,
+        /// Where the instruction ends.
+        skip: Skip,
+        /// Its RIP, as above.
+        rip: u64,
+    },
     /// The VMM carried out an access of the instruction under emulation.
     Access,
 }
@@ -163,6 +172,8 @@ impl<V: XvmOps> Vcpu<V> {
             Exit::Hlt => self.halt(),
             Exit::Hypercall => self.hypercall_outside(),
             Exit::Xsetbv => self.xsetbv_exit(),
+            Exit::MsrRead => self.msr_exit(false),
+            Exit::MsrWrite => self.msr_exit(true),
             Exit::Pause => Ok(Next::Guest),
             Exit::Debug { dr6, dr7 } => self.debug_trap(dr6, dr7),
             Exit::Exception { vector, .. } if vector == vectors::BREAKPOINT => {
@@ -280,6 +291,10 @@ impl<V: XvmOps> Vcpu<V> {
                 if V::code_context(&self.arch).rip == rip {
                     self.complete_hypercall(skip, wide);
                 }
+                Ok(Next::Guest)
+            }
+            Pending::Msr { write, skip, rip } => {
+                self.complete_msr(write, skip, rip);
                 Ok(Next::Guest)
             }
             Pending::Access => {

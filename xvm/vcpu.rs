@@ -15,6 +15,7 @@ use super::mce::Mce;
 use super::memory::Ring;
 use super::memory::Spare;
 use super::memory::View;
+use super::msr::MsrFilter;
 use super::msr::Msrs;
 use super::ops::Config;
 use super::ops::VcpuConfig;
@@ -140,6 +141,8 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) guest_debug: GuestDebug,
     /// MSRs that neither the vendor nor the local APIC has.
     pub(crate) msrs: Msrs,
+    /// Which of all MSRs the VMM keeps from the guest; the VM's, as of the last update.
+    pub(crate) msr_filter: Option<Arc<MsrFilter>>,
     /// Machine-check registers.
     pub(crate) mce: KBox<Mce>,
     /// Whether it runs.
@@ -212,6 +215,7 @@ impl<V: XvmOps> Vcpu<V> {
             cpuid: GuestCpuid::new(),
             guest_debug: GuestDebug::default(),
             msrs: Msrs::new(bootstrap),
+            msr_filter: None,
             mce: KBox::new(Mce::new(), GFP_KERNEL_ACCOUNT)?,
             mp_state,
             sipi_vector: 0,
@@ -307,6 +311,8 @@ impl<V: XvmOps> VcpuFile<V> {
         )?;
         // The drop of `file` takes it out of the VM's list again, also after a failure.
         file.vm.add_vcpu(file.shared.clone())?;
+        // What the VM told its vCPUs before.
+        file.shared.mailbox.post_update();
         file.vm.tscs_changed();
         let vm = file.vm.clone();
         // Nobody has seen the number then.

@@ -12,6 +12,7 @@ use super::kick::Kick;
 use super::machine::Machine;
 use super::memory::Memory;
 use super::memory::Region;
+use super::msr::MsrFilter;
 use super::platform::lapic::Shorthand;
 use super::platform::Message;
 use super::processors::Processors;
@@ -32,10 +33,12 @@ use core::ops::DerefMut;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 use kernel::sync::new_mutex;
+use kernel::sync::new_spinlock;
 use kernel::sync::Arc;
 use kernel::sync::ArcBorrow;
 use kernel::sync::Mutex;
 use kernel::sync::SetOnce;
+use kernel::sync::SpinLock;
 
 /// The fewest shadow pages that `KVM_SET_NR_MMU_PAGES` may ask for.
 const SHADOW_PAGES_LEAST: usize = 64;
@@ -59,6 +62,9 @@ pub(crate) struct Vm<V: XvmOps> {
     pub(crate) memory: Arc<Memory<V::Pages>>,
     /// Only kept: it holds a reference to the memory, which its callbacks use, and ends them when it is dropped.
     _notifier: Pin<KBox<mmu_notifier::Registration<Memory<V::Pages>>>>,
+    /// Which MSRs the VMM keeps from its guest. Taken for an instant, alone.
+    #[pin]
+    msr_filter: SpinLock<Option<Arc<MsrFilter>>>,
     /// What `KVM_ENABLE_CAP` has turned on.
     pub(crate) switches: Switches,
     mm: Arc<AddressSpace>,
@@ -95,6 +101,7 @@ impl<V: XvmOps> Vm<V> {
                 clock <- Clock::new(),
                 memory,
                 _notifier: notifier,
+                msr_filter <- new_spinlock!(None, "xvm_msr_filter"),
                 switches: Switches::default(),
                 mm,
                 kick,
@@ -143,6 +150,16 @@ impl<V: XvmOps> Vm<V> {
     /// What is settled before there are vCPUs. While it is held none is made.
     pub(super) fn processors(&self) -> impl DerefMut<Target = Processors> + '_ {
         self.setup.lock()
+    }
+
+    /// Which MSRs the VMM keeps from its guest.
+    pub(crate) fn msr_filter(&self) -> Option<Arc<MsrFilter>> {
+        self.msr_filter.lock().clone()
+    }
+
+    /// Replaces that; returns the old one, which is dropped when no vCPU has it any more.
+    pub(crate) fn replace_msr_filter(&self, new: Arc<MsrFilter>) -> Option<Arc<MsrFilter>> {
+        self.msr_filter.lock().replace(new)
     }
 
     /// The in-kernel interrupt controllers, once they were made.
@@ -256,6 +273,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
         match cmd {
             uapi::KVM_CHECK_EXTENSION => this.check_extension(arg),
             uapi::KVM_ENABLE_CAP => this.enable_cap(arg),
+            uapi::KVM_X86_SET_MSR_FILTER => this.set_msr_filter(arg),
             uapi::KVM_SET_USER_MEMORY_REGION => {
                 let region: uapi::kvm_userspace_memory_region = user::read(arg)?;
                 let (gpa, size) = (region.guest_phys_addr, region.memory_size);

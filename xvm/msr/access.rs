@@ -98,6 +98,7 @@ impl<V: XvmOps> Vcpu<V> {
             index::BIOS_SIGN_ID => Ok(msrs.microcode),
             index::PLATFORM_INFO if !host && self.hides_platform_info() => Err(Gp),
             index::PLATFORM_INFO => Ok(msrs.platform_info),
+            index::POWER_CTL => Ok(msrs.power_ctl),
             index::FEATURE_CONTROL => Ok(msrs.feature_control),
             index::ARCH_CAPABILITIES if host || model.arch_capabilities => {
                 Ok(msrs.arch_capabilities)
@@ -214,6 +215,7 @@ impl<V: XvmOps> Vcpu<V> {
                 require(host && value & CPUID_FAULTING == 0)?;
                 msrs.platform_info = value;
             }
+            index::POWER_CTL => msrs.power_ctl = value,
             index::FEATURE_CONTROL => {
                 require(host && value & !FEATURE_CONTROL_LOCKED == 0)?;
                 msrs.feature_control = value;

@@ -31,6 +31,7 @@ pub(super) const MCG_CTL: u32 = 0x17b;
 pub(super) const PERF_STATUS: u32 = 0x198;
 pub(super) const MISC_ENABLE: u32 = 0x1a0;
 pub(super) const DEBUGCTL: u32 = 0x1d9;
+pub(super) const POWER_CTL: u32 = 0x1fc;
 /// The first of 16: base and mask of each variable range.
 pub(super) const MTRR_PHYS: u32 = 0x200;
 pub(super) const MTRR_FIX_64K: u32 = 0x250;

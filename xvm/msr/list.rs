@@ -36,6 +36,7 @@ const STATE: &[u32] = &[
     index::MCG_CTL,
     index::BIOS_SIGN_ID,
     index::PLATFORM_INFO,
+    index::POWER_CTL,
     index::FEATURE_CONTROL,
     index::HWCR,
     index::DE_CFG,

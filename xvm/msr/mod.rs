@@ -11,6 +11,7 @@
 //! | `apic_base` | IA32_APIC_BASE |
 //! | `mtrr` | memory type range registers |
 //! | `constant` | those that guests look at, and that never change here |
+//! | `filter` | which ones the VMM keeps from the guest, or carries out itself |
 //! | `list` | the lists that tell a VMM which ones to save, and the values of feature MSRs |
 //! | `ioctl` | `KVM_GET_MSRS`, `KVM_SET_MSRS` |
 //!
@@ -20,11 +21,13 @@ mod access;
 mod apic_base;
 mod check;
 mod constant;
+mod filter;
 mod index;
 mod ioctl;
 mod list;
 mod mtrr;
 
+pub(crate) use filter::MsrFilter;
 pub(super) use list::feature_index_list;
 pub(super) use list::get_feature_msrs;
 pub(super) use list::index_list;
@@ -43,6 +46,8 @@ pub(crate) struct Msrs {
     /// IA32_BIOS_SIGN_ID, on AMD PATCH_LEVEL.
     microcode: u64,
     platform_info: u64,
+    /// IA32_POWER_CTL: kept for guests that set it, and nothing else.
+    power_ctl: u64,
     feature_control: u64,
     arch_capabilities: u64,
     hwcr: u64,
@@ -59,6 +64,7 @@ impl Msrs {
             tsc_adjust: 0,
             microcode: list::microcode(),
             platform_info: 0,
+            power_ctl: 0,
             feature_control: access::FEATURE_CONTROL_LOCKED,
             arch_capabilities: list::arch_capabilities(),
             hwcr: 0,

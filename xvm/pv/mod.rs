@@ -88,6 +88,7 @@ impl<V: XvmOps> Vcpu<V> {
     pub(crate) fn serve_guest(&mut self) {
         if self.shared.mailbox.take_update() {
             self.pv.clock_changed();
+            self.update_msr_filter();
         }
         if self.pv.is_due() {
             self.serve();
