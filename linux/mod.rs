@@ -15,6 +15,7 @@
 //! | `memory_file` | files that are memory |
 //! | `mmu_notifier` | being told when a process's mappings change |
 //! | `page` | pages that hardware reads by physical address |
+//! | `preempt` | being told when a task leaves its CPU |
 //! | `ratelimit` | not filling the kernel's log |
 //! | `run_pages` | pages shared with userspace |
 //! | `table` | second-level page tables as a tree of owned pages |
@@ -38,6 +39,7 @@ pub(crate) mod irq;
 pub(crate) mod memory_file;
 pub(crate) mod mmu_notifier;
 pub(crate) mod page;
+pub(crate) mod preempt;
 pub(crate) mod ratelimit;
 pub(crate) mod run_pages;
 pub(crate) mod table;

@@ -102,6 +102,21 @@ pub(crate) fn read_nofault(address: usize, to: &mut [u8]) -> Result {
     }
 }
 
+/// Writes bytes at user address `address` if they are there, without sleeping: from any context, also inside the window.
+///
+/// # Errors
+///
+/// `EFAULT`.
+pub(crate) fn write_nofault(address: usize, from: &[u8]) -> Result {
+    // SAFETY: `from` is valid for reading its length; the function checks that the address is one of userspace, and survives faults.
+    match unsafe {
+        bindings::copy_to_user_nofault(address as *mut _, from.as_ptr().cast(), from.len())
+    } {
+        0 => Ok(()),
+        _ => Err(EFAULT),
+    }
+}
+
 /// Reads eight bytes at user address `address`, of any alignment, if they are there: as [`read_nofault`], at the cost of a few instructions.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use super::exits::Skip;
 use super::memory::Filled;
 use super::platform::bus::Space;
 use super::platform::lapic::Reset;
+use super::pv::OffCpu;
 use super::state::seg;
 use super::state::DebugRegs;
 use super::state::Interruptibility;
@@ -26,9 +27,11 @@ use super::Exit;
 use super::MemoryFault;
 use super::PortAccess;
 use super::XvmOps;
+use crate::linux::preempt::Watch;
 use crate::linux::task;
 use crate::linux::task::SignalMask;
 use crate::uapi;
+use core::pin::pin;
 use core::sync::atomic::Ordering;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
@@ -92,7 +95,11 @@ impl<V: XvmOps> Vcpu<V> {
     /// memory isn't there.
     pub(crate) fn run(&mut self) -> Result {
         let _mask = self.signal_mask.map(SignalMask::set);
-        let result = self.take_synced().and_then(|()| self.run_guest());
+        let shared = self.shared.clone();
+        let watch = pin!(Watch::new(&shared.off_cpu));
+        let result = self
+            .take_synced()
+            .and_then(|()| self.run_guest(watch.as_ref()));
         self.give_synced();
         self.fill_run_page();
         // `immediate_exit` leaves the reason of the exit that was completed: VMMs look at it after that.
@@ -102,7 +109,7 @@ impl<V: XvmOps> Vcpu<V> {
         result
     }
 
-    fn run_guest(&mut self) -> Result {
+    fn run_guest(&mut self, watch: Pin<&Watch<'_, OffCpu>>) -> Result {
         if self.lapic.is_none() {
             let cr8 = self.asked_cr8();
             if cr8 > 0xf {
@@ -125,7 +132,12 @@ impl<V: XvmOps> Vcpu<V> {
             return Ok(());
         }
         let machine = self.vm.machine.clone();
+        self.steal_time_passed();
         loop {
+            self.shared.off_cpu.set_between(true);
+            if self.tells_steal_time() {
+                watch.begin(&self.vm.watching);
+            }
             if self.mp_state != MpState::Runnable && !self.sleep() {
                 return Err(EINTR);
             }
@@ -149,6 +161,7 @@ impl<V: XvmOps> Vcpu<V> {
             }
             let left = Window::open(self, &machine).run();
             if let Left::Exit(exit) = left {
+                self.shared.off_cpu.set_between(false);
                 if self.handle(exit)? == Next::Userspace {
                     return Ok(());
                 }
@@ -453,7 +466,7 @@ impl<V: XvmOps> Vcpu<V> {
         V::load_cpu_user_regs(&mut self.arch, &UserRegs::at_power_up());
         V::set_interruptibility(&mut self.arch, Interruptibility::default());
         self.events = super::events::Events::default();
-        self.pv.reset();
+        self.reset_pv();
         self.replay.clear();
         self.pending = Pending::None;
         if let Some(lapic) = &mut self.lapic {

@@ -22,6 +22,7 @@ use super::ops::VcpuConfig;
 use super::platform::lapic::Lapic;
 use super::platform::mailbox::Mailbox;
 use super::processors::Processors;
+use super::pv::OffCpu;
 use super::pv::Pv;
 use super::replay::Replay;
 use super::run::Pending;
@@ -81,6 +82,8 @@ pub(crate) struct Shared {
     pub(crate) presence: Arc<Presence>,
     /// Interrupts for it.
     pub(crate) mailbox: Mailbox,
+    /// What the scheduler's callbacks know.
+    pub(crate) off_cpu: OffCpu,
     /// Its TSC, as the other vCPUs may know it.
     pub(crate) tsc: tsc::Published,
     /// Where it sleeps in HLT.
@@ -97,7 +100,7 @@ impl TimerTarget for Shared {
 }
 
 impl Shared {
-    fn new(id: u32, bootstrap: bool) -> Result<Arc<Timed<Self>>> {
+    fn new(id: u32, bootstrap: bool, off_cpu: OffCpu) -> Result<Arc<Timed<Self>>> {
         let presence = Arc::new(Presence::new(), GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             Timed::new(pin_init!(Self {
@@ -105,6 +108,7 @@ impl Shared {
                 bootstrap,
                 presence,
                 mailbox: Mailbox::new(),
+                off_cpu,
                 tsc: tsc::Published::default(),
                 wait <- WaitPoint::new(),
             })),
@@ -295,7 +299,8 @@ impl<V: XvmOps> VcpuFile<V> {
             RunPages::followed(RUN_PAGES, vm.bus.ring_page())?,
             GFP_KERNEL_ACCOUNT,
         )?;
-        let shared = Shared::new(id, id == processors.boot)?;
+        let off_cpu = OffCpu::new(vm.memory.current());
+        let shared = Shared::new(id, id == processors.boot, off_cpu)?;
         let cycle = processors.bus_cycle_ns;
         let vcpu = Vcpu::new(vm.clone(), shared.clone(), pages.clone(), cycle)?;
         let vcpu = KBox::new(vcpu, GFP_KERNEL_ACCOUNT)?;

@@ -25,6 +25,7 @@ use super::XvmOps;
 use crate::linux::anon_file;
 use crate::linux::anon_file::AnonFile;
 use crate::linux::mmu_notifier;
+use crate::linux::preempt::Watching;
 use crate::linux::task::AddressSpace;
 use crate::linux::timer::Timed;
 use crate::linux::user;
@@ -65,6 +66,8 @@ pub(crate) struct Vm<V: XvmOps> {
     /// Which MSRs the VMM keeps from its guest. Taken for an instant, alone.
     #[pin]
     msr_filter: SpinLock<Option<Arc<MsrFilter>>>,
+    /// Allows vCPUs to be told when they leave their CPU.
+    pub(crate) watching: Watching,
     /// What `KVM_ENABLE_CAP` has turned on.
     pub(crate) switches: Switches,
     mm: Arc<AddressSpace>,
@@ -102,6 +105,7 @@ impl<V: XvmOps> Vm<V> {
                 memory,
                 _notifier: notifier,
                 msr_filter <- new_spinlock!(None, "xvm_msr_filter"),
+                watching: Watching::new(),
                 switches: Switches::default(),
                 mm,
                 kick,

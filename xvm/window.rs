@@ -65,7 +65,7 @@ impl<'a, V: XvmOps> Window<'a, V> {
         let vcpu = &mut *self.vcpu;
         let cpu = self.machine.cpu(&self.irqs);
         // Who sets these from now on interrupts this CPU, which ends the window.
-        if task::signal_pending() || task::need_resched() || vcpu.pv.is_due() {
+        if task::signal_pending() || task::need_resched() || vcpu.must_serve() {
             return Left::Host;
         }
         for _ in 0..EXITS_MAX {

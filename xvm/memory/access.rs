@@ -65,6 +65,11 @@ impl View {
         self.slots.generation() == self.current.generation()
     }
 
+    /// Their version.
+    pub(crate) fn generation(&self) -> u64 {
+        self.slots.generation()
+    }
+
     /// The slot that guest-physical `gpa` is in.
     #[inline]
     pub(crate) fn by_gpa(&self, gpa: u64) -> Option<&Region> {

@@ -33,6 +33,7 @@ pub(crate) use format::PageFormat;
 pub(crate) use guest_file::Backing;
 pub(crate) use region::Region;
 pub(crate) use ring::Ring;
+pub(crate) use slots::Current;
 pub(crate) use slots::Slots;
 pub(crate) use space::Memory;
 pub(crate) use tables::Spare;

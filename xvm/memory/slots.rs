@@ -142,7 +142,7 @@ pub(super) enum Change {
 
 /// The slots as they are now.
 #[pin_data]
-pub(super) struct Current {
+pub(crate) struct Current {
     #[pin]
     slots: SpinLock<Arc<Slots>>,
     generation: AtomicU64,
@@ -170,6 +170,16 @@ impl Current {
     /// The present version.
     pub(super) fn get(&self) -> Arc<Slots> {
         self.slots.lock().clone()
+    }
+
+    /// Does `action` if version `generation` is the present one, which stays so meanwhile. Not if that is just changing: who calls this
+    /// can't wait. From any context.
+    pub(crate) fn if_still(&self, generation: u64, action: impl FnOnce()) {
+        if let Some(slots) = self.slots.try_lock() {
+            if slots.generation == generation {
+                action();
+            }
+        }
     }
 
     /// Replaces it. The caller lets one change happen at a time.

@@ -124,6 +124,11 @@ impl<F: PageFormat> Memory<F> {
         View::new(self.current.clone(), self.rings.clone())
     }
 
+    /// The slots, for who may not wait for them.
+    pub(crate) fn current(&self) -> Arc<Current> {
+        self.current.clone()
+    }
+
     /// Adds, moves or deletes a slot, or turns logging of its writes on or off. May sleep.
     ///
     /// # Errors

@@ -16,6 +16,10 @@ impl Features {
     pub(crate) const NOP_IO_DELAY: Self = Self(1 << 1);
     /// kvmclock, by the MSRs of KVM's range.
     pub(crate) const CLOCKSOURCE2: Self = Self(1 << 3);
+    /// Steal time.
+    pub(crate) const STEAL_TIME: Self = Self(1 << 5);
+    /// A vCPU that is off its CPU can be left the word that its TLB is to be flushed.
+    pub(crate) const PV_TLB_FLUSH: Self = Self(1 << 9);
     /// A vCPU can end another's HLT (KVM_HC_KICK_CPU).
     pub(crate) const PV_UNHALT: Self = Self(1 << 7);
     /// KVM_HC_SEND_IPI.
@@ -40,7 +44,9 @@ impl Features {
 pub(crate) const SUPPORTED: Features = Features::CLOCKSOURCE
     .with(Features::NOP_IO_DELAY)
     .with(Features::CLOCKSOURCE2)
+    .with(Features::STEAL_TIME)
     .with(Features::PV_UNHALT)
+    .with(Features::PV_TLB_FLUSH)
     .with(Features::PV_SEND_IPI)
     .with(Features::PV_SCHED_YIELD)
     .with(Features::CLOCKSOURCE_STABLE_BIT);

@@ -10,6 +10,7 @@
 //! | `clock_ioctl` | `KVM_GET_CLOCK`, `KVM_SET_CLOCK`, `KVM_KVMCLOCK_CTRL` |
 //! | `msr` | the MSRs |
 //! | `hypercall` | the hypercalls |
+//! | `steal` | steal time, and whether a vCPU is off its CPU |
 //!
 //! An MSR's write inside the window only notes what it asks for. The structures are written outside, before the next entry
 //! ([`Vcpu::serve_guest`]), where guest memory may have to be brought in. Where a structure can't be written (no memory, a
@@ -20,6 +21,7 @@ mod clock_ioctl;
 mod features;
 mod hypercall;
 mod msr;
+mod steal;
 
 pub(crate) use clock::Clock;
 pub(crate) use features::Features;
@@ -27,6 +29,7 @@ pub(crate) use features::SUPPORTED;
 pub(crate) use hypercall::Called;
 pub(crate) use hypercall::FOR_VMM;
 pub(crate) use msr::STATE;
+pub(crate) use steal::OffCpu;
 
 use super::vcpu::Vcpu;
 use super::XvmOps;
@@ -39,6 +42,8 @@ mod due {
     pub(super) const WALL_CLOCK: u32 = 1 << 1;
     /// Nothing of this vCPU's: its TSC has changed, and the VM must look whether all agree.
     pub(super) const TSC: u32 = 1 << 2;
+    /// The vCPU's steal time.
+    pub(super) const STEAL: u32 = 1 << 3;
 }
 
 /// Enable bit of the MSRs that hold an address.
@@ -53,6 +58,10 @@ pub(crate) struct Pv {
     enforce: bool,
     /// MSR_KVM_SYSTEM_TIME: address of the clock structure, and [`ENABLED`].
     system_time: u64,
+    /// MSR_KVM_STEAL_TIME: address of the structure, and [`ENABLED`].
+    steal_time: u64,
+    /// What it says.
+    accounted: steal::Accounted,
     /// The guest is to be told that it was stopped.
     stopped: bool,
     /// Another vCPU has ended this one's HLT, or will have ended its next (KVM_HC_KICK_CPU).
@@ -60,20 +69,6 @@ pub(crate) struct Pv {
 }
 
 impl Pv {
-    /// After an INIT nothing is enabled.
-    pub(crate) fn reset(&mut self) {
-        *self = Self {
-            enforce: self.enforce,
-            ..Self::default()
-        };
-    }
-
-    /// Whether something must be written before the next entry.
-    #[inline]
-    pub(crate) fn is_due(&self) -> bool {
-        self.due != 0
-    }
-
     /// The vCPU's clock structure is out of date.
     pub(crate) fn clock_changed(&mut self) {
         if self.system_time & ENABLED != 0 {
@@ -83,6 +78,23 @@ impl Pv {
 }
 
 impl<V: XvmOps> Vcpu<V> {
+    /// After an INIT nothing is enabled.
+    pub(crate) fn reset_pv(&mut self) {
+        self.set_steal_time(0);
+        self.pv = Pv {
+            enforce: self.pv.enforce,
+            // This is the VM's business.
+            due: self.pv.due & due::TSC,
+            ..Pv::default()
+        };
+    }
+
+    /// Whether something must be written before the next entry.
+    #[inline]
+    pub(crate) fn must_serve(&self) -> bool {
+        self.pv.due != 0 || self.tells_steal_time() && self.shared.off_cpu.was_off()
+    }
+
     /// Writes to guest memory what has become due. Outside of the window; may sleep.
     #[inline]
     pub(crate) fn serve_guest(&mut self) {
@@ -90,16 +102,20 @@ impl<V: XvmOps> Vcpu<V> {
             self.pv.clock_changed();
             self.update_msr_filter();
         }
-        if self.pv.is_due() {
+        if self.must_serve() {
+            if self.shared.off_cpu.was_off() {
+                self.steal_time_passed();
+            }
             self.serve();
         }
     }
 
     /// The same for what a VMM may look at as soon as its ioctl has returned.
     pub(crate) fn serve_at_once(&mut self) {
-        if self.pv.due & !due::CLOCK != 0 {
-            self.serve();
-        }
+        let later = self.pv.due & (due::CLOCK | due::STEAL);
+        self.pv.due &= !later;
+        self.serve();
+        self.pv.due |= later;
     }
 
     fn serve(&mut self) {
@@ -112,6 +128,9 @@ impl<V: XvmOps> Vcpu<V> {
         }
         if due & due::WALL_CLOCK != 0 {
             self.write_wall_clock();
+        }
+        if due & due::STEAL != 0 {
+            self.write_steal_time();
         }
     }
 }

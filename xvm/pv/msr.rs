@@ -3,6 +3,7 @@
 //! KVM's own MSRs (x86/msr.rst). Also inside the window: a write only notes what it asks for.
 
 use super::due;
+use super::steal;
 use super::Features;
 use crate::xvm::platform::lapic::Effect;
 use crate::xvm::platform::Gp;
@@ -15,15 +16,23 @@ const SYSTEM_TIME_OLD: u32 = 0x12;
 /// MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW.
 const WALL_CLOCK: u32 = 0x4b56_4d00;
 const SYSTEM_TIME: u32 = 0x4b56_4d01;
+const STEAL_TIME: u32 = 0x4b56_4d03;
 
 /// What a VMM saves and restores, in this order.
-pub(crate) const STATE: &[u32] = &[SYSTEM_TIME_OLD, WALL_CLOCK_OLD, SYSTEM_TIME, WALL_CLOCK];
+pub(crate) const STATE: &[u32] = &[
+    SYSTEM_TIME_OLD,
+    WALL_CLOCK_OLD,
+    SYSTEM_TIME,
+    WALL_CLOCK,
+    STEAL_TIME,
+];
 
 /// The feature that `msr` comes with.
 fn feature(msr: u32) -> Option<Features> {
     Some(match msr {
         WALL_CLOCK_OLD | SYSTEM_TIME_OLD => Features::CLOCKSOURCE,
         WALL_CLOCK | SYSTEM_TIME => Features::CLOCKSOURCE2,
+        STEAL_TIME => Features::STEAL_TIME,
         _ => return None,
     })
 }
@@ -46,6 +55,7 @@ impl<V: XvmOps> Vcpu<V> {
         match msr {
             WALL_CLOCK_OLD | WALL_CLOCK => Ok(self.vm.clock.wall()),
             SYSTEM_TIME_OLD | SYSTEM_TIME => Ok(self.pv.system_time),
+            STEAL_TIME => Ok(self.pv.steal_time),
             _ => Err(Gp),
         }
     }
@@ -66,6 +76,7 @@ impl<V: XvmOps> Vcpu<V> {
                 self.pv.system_time = value;
                 self.pv.clock_changed();
             }
+            STEAL_TIME if value & steal::RESERVED == 0 => self.set_steal_time(value),
             _ => return Err(Gp),
         }
         Ok(Effect::TimerChanged)
