@@ -83,7 +83,10 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Writes the local APIC's register at `offset` in its page.
     pub(crate) fn lapic_write(&mut self, offset: u32, value: u32) {
-        let (now, tsc) = (device_time(offset), self.guest_tsc());
+        let (now, tsc) = match Lapic::uses_time(offset) {
+            true => (timer::now(), self.guest_tsc()),
+            false => (0, 0),
+        };
         if let Some(lapic) = &mut self.lapic {
             let effect = lapic.write(offset, value, now, tsc);
             self.apply(effect);
