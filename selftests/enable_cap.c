@@ -165,4 +165,80 @@ TEST_F(enable, triple_fault_event)
 	EXPECT_EQ(0, get_events(vcpu).triple_fault.pending);
 }
 
+GUEST_CODE64(halts, sti; 1: hlt; incq GUEST_FREE; jmp 1b);
+GUEST_CODE64(pauses, 1: pause; incq GUEST_FREE; jmp 1b);
+
+/* HLT and PAUSE are left to the guest: the VMM hears nothing of them, but can stop it as ever. */
+TEST(disable_exits)
+{
+	struct itimerval timer = { .it_value.tv_usec = 50000, .it_interval.tv_usec = 50000 };
+	struct vm vm = vm_create();
+	int allowed = device_extension(KVM_CAP_X86_DISABLE_EXITS);
+	struct vcpu vcpu;
+
+	ASSERT_EQ(KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE,
+		  allowed & (KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE));
+	EXPECT_EQ(-EINVAL, enable(vm.fd, KVM_CAP_X86_DISABLE_EXITS, 0, 1 << 8));
+	EXPECT_EQ(-EINVAL, enable(vm.fd, KVM_CAP_X86_DISABLE_EXITS, 0, 1ull << 32));
+	EXPECT_EQ(-EINVAL, enable(vm.fd, KVM_CAP_X86_DISABLE_EXITS, 1, KVM_X86_DISABLE_EXITS_HLT));
+	EXPECT_EQ(0, enable(vm.fd, KVM_CAP_X86_DISABLE_EXITS, 0, KVM_X86_DISABLE_EXITS_HLT));
+	EXPECT_EQ(0, enable(vm.fd, KVM_CAP_X86_DISABLE_EXITS, 0, KVM_X86_DISABLE_EXITS_PAUSE));
+	vcpu = vcpu_create(&vm, 0);
+	vcpu_set_supported_cpuid(&vcpu);
+	EXPECT_EQ(-EINVAL, enable(vm.fd, KVM_CAP_X86_DISABLE_EXITS, 0, KVM_X86_DISABLE_EXITS_HLT));
+	let_signal_interrupt(SIGALRM);
+	setitimer(ITIMER_REAL, &timer, NULL);
+	guest_load(&vm, halts);
+	guest_set_mode(&vcpu, MODE_LONG);
+	EXPECT_EQ(-EINTR, vcpu_run(&vcpu));
+	guest_load(&vm, pauses);
+	guest_set_mode(&vcpu, MODE_LONG);
+	EXPECT_EQ(-EINTR, vcpu_run(&vcpu));
+	vcpu_free(&vcpu);
+	vm_free(&vm);
+}
+
+GUEST_CODE64(monitors, mov $GUEST_FREE, %eax; xor %ecx, %ecx; xor %edx, %edx; monitor; mwait; GUEST_DONE);
+
+static void set_monitor(struct vcpu *vcpu, bool on)
+{
+	struct kvm_cpuid2 *cpuid = supported_cpuid();
+	struct kvm_cpuid_entry2 *leaf = cpuid_entry(cpuid, 1, 0);
+
+	leaf->ecx = (leaf->ecx & ~8u) | (on ? 8 : 0);
+	do_ioctl(vcpu->fd, KVM_SET_CPUID2, cpuid);
+}
+
+/* The exception that MONITOR and MWAIT raise in a new VM, 0 for none. */
+static uint32_t monitor(uint64_t quirks, bool in_cpuid, uint64_t misc_enable)
+{
+	struct vm vm = vm_create();
+	struct vcpu vcpu = vcpu_create(&vm, 0);
+	uint32_t vector;
+
+	if (enable(vm.fd, KVM_CAP_DISABLE_QUIRKS2, 0, quirks))
+		fatal("quirks %#lx", quirks);
+	set_monitor(&vcpu, in_cpuid);
+	vcpu_set_msr(&vcpu, 0x1a0, misc_enable);
+	guest_load(&vm, monitors);
+	guest_set_mode(&vcpu, MODE_LONG);
+	vcpu_run_to(&vcpu, KVM_EXIT_IO);
+	vector = vcpu.run->io.port == PORT_EXCEPTION ? *(uint8_t *)vcpu_io_data(&vcpu) : 0;
+	vcpu_free(&vcpu);
+	vm_free(&vm);
+	return vector;
+}
+
+TEST(monitor_quirks)
+{
+	const uint64_t faults = KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS, follows = KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT;
+
+	EXPECT_EQ(faults | follows, device_extension(KVM_CAP_DISABLE_QUIRKS2) & (faults | follows));
+	EXPECT_EQ(0, monitor(0, false, 0));
+	EXPECT_EQ(6, monitor(faults, false, 0));
+	EXPECT_EQ(0, monitor(faults, true, 0));
+	EXPECT_EQ(6, monitor(faults | follows, true, 0));
+	EXPECT_EQ(0, monitor(faults | follows, false, 1 << 18));
+}
+
 XVM_TEST_MAIN

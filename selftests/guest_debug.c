@@ -333,7 +333,7 @@ TEST_F(debugger, mixed)
 	uint64_t state = random_seed(), exits = 0;
 
 	start(loop);
-	for (unsigned long i = 0; i < scaled(400); i++) {
+	for (unsigned long i = 0; i < scaled(100); i++) {
 		struct kvm_guest_debug debug = { .control = random_next(&state) & (STEP | INT3S | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_BLOCKIRQ) };
 		int reason;
 

@@ -156,7 +156,7 @@ fn rare_exit(vcpu: &mut Vcpu, code: u64) -> Option<Exit> {
         code::RSM | code::INVLPGA | code::RDPRU => Exit::Undefined,
         code::VMRUN | code::VMLOAD | code::VMSAVE => Exit::Undefined,
         code::STGI | code::CLGI | code::SKINIT => Exit::Undefined,
-        code::MONITOR | code::MWAIT | code::MWAIT_ARMED => Exit::Undefined,
+        code::MONITOR | code::MWAIT | code::MWAIT_ARMED => Exit::MonitorMwait,
         code::INVLPGB | code::INVLPGB_ILLEGAL => Exit::Undefined,
         code::MCOMMIT | code::TLBSYNC => Exit::Undefined,
         _ if code as u32 == code::INVALID => {

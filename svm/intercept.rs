@@ -125,6 +125,13 @@ impl Control {
         self.clean = self.clean.with_intercepts(false);
     }
 
+    /// Intercepts HLT, and PAUSE in loops, or not.
+    pub(super) fn intercept_waiting(&mut self, hlt: bool, pause: bool) {
+        set(&mut self.intercepts[0], first::HLT, hlt);
+        set(&mut self.intercepts[0], first::PAUSE, pause);
+        self.clean = self.clean.with_intercepts(false);
+    }
+
     /// Intercepts INT3, or no longer. QEMU's emulation takes it for one of the software interrupts, which real CPUs don't.
     pub(super) fn intercept_int3(&mut self, on: bool) {
         set(&mut self.intercept_exceptions, BREAKPOINT, on);

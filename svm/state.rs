@@ -274,8 +274,10 @@ impl Vcpu {
     /// `XvmOps::configure`.
     pub(super) fn configure(&mut self, config: &Config) {
         self.tsc_ratio = config.tsc_ratio.unwrap_or(cpu::TSC_UNSCALED);
+        let pause_filter = self.features.pause_filter;
         let control = &mut self.vmcb_mut().control;
         control.tsc_offset = config.tsc_offset;
+        control.intercept_waiting(!config.free_hlt, !config.free_pause && pause_filter);
         control.clean = control.clean.with_intercepts(false);
         if self.msrs_exit != config.msrs_exit {
             self.msrs_exit = config.msrs_exit;

@@ -81,6 +81,7 @@ pub(super) fn after(vcpu: &mut Vcpu) -> Option<Exit> {
         reason::RDMSR => Exit::MsrRead,
         reason::WRMSR => Exit::MsrWrite,
         reason::PAUSE => Exit::Pause,
+        reason::MWAIT | reason::MONITOR => Exit::MonitorMwait,
         reason::TPR_BELOW_THRESHOLD => Exit::TprChanged,
         reason::EPT_VIOLATION => memory(vcpu),
         reason::XSETBV => Exit::Xsetbv,
@@ -89,12 +90,9 @@ pub(super) fn after(vcpu: &mut Vcpu) -> Option<Exit> {
             debug::load(vcpu);
             return None;
         }
-        reason::GETSEC
-        | reason::VMCLEAR..=reason::VMXON
-        | reason::MWAIT
-        | reason::MONITOR
-        | reason::INVEPT
-        | reason::INVVPID => Exit::Undefined,
+        reason::GETSEC | reason::VMCLEAR..=reason::VMXON | reason::INVEPT | reason::INVVPID => {
+            Exit::Undefined
+        }
         _ => dump::unknown(vcpu, full),
     })
 }

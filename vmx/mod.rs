@@ -139,6 +139,9 @@ impl XvmOps for Vmx {
         vcpu.tsc_offset.set(config.tsc_offset);
         let multiplier = config.tsc_ratio.unwrap_or(capability::TSC_UNSCALED);
         vcpu.tsc_multiplier.set(multiplier);
+        vcpu.primary
+            .set_bits(field::primary::HLT_EXITING, !config.free_hlt);
+        vcpu.set_pause_exiting(!config.free_pause);
         // Without bitmaps every access exits.
         vcpu.primary
             .set_bits(field::primary::USE_MSR_BITMAPS, !config.msrs_exit);

@@ -56,6 +56,8 @@ pub(crate) struct Vcpu {
     pub(super) debug: Debug,
     pub(super) tlb: Tlb,
     pub(super) host: Host,
+    /// Loops of PAUSE exit, where the CPU has that.
+    pause_exiting: bool,
     /// CR2, which neither entry nor exit switches.
     pub(super) cr2: u64,
     /// The guest has been entered in this window: VMRESUME is next.
@@ -95,6 +97,7 @@ impl Vcpu {
             debug: Debug::new(),
             tlb: Tlb::new(vpid, eptp, controls.invept, controls.invvpid),
             host: Host::new(),
+            pause_exiting: true,
             cr2: 0,
             launched: false,
             id: LAST_ID.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
@@ -112,6 +115,21 @@ impl Vcpu {
                 Err(EIO)
             }
         }
+    }
+
+    /// Lets loops of PAUSE exit, or not.
+    pub(super) fn set_pause_exiting(&mut self, on: bool) {
+        let there = self.controls.secondary & secondary::PAUSE_LOOP_EXITING;
+        if there == 0 || on == self.pause_exiting {
+            return;
+        }
+        self.pause_exiting = on;
+        let wanted = match on {
+            true => self.controls.secondary,
+            false => self.controls.secondary & !there,
+        };
+        self.vmcs
+            .write(field::SECONDARY_CONTROLS, u64::from(wanted));
     }
 
     /// Sets the fields that stay. The VMCS must be current.

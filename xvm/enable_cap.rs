@@ -20,6 +20,9 @@ use kernel::prelude::*;
 /// The quirks that can be disabled: the value of `KVM_CAP_DISABLE_QUIRKS2`.
 const QUIRKS: u64 = extension::value_of(uapi::KVM_CAP_DISABLE_QUIRKS2) as u64;
 
+/// The exits that can be disabled: the value of `KVM_CAP_X86_DISABLE_EXITS`.
+const EXITS: u64 = extension::value_of(uapi::KVM_CAP_X86_DISABLE_EXITS) as u64;
+
 /// The reasons that `KVM_CAP_X86_USER_SPACE_MSR` takes.
 const MSR_REASONS: u32 = uapi::KVM_MSR_EXIT_REASON_INVAL
     | uapi::KVM_MSR_EXIT_REASON_UNKNOWN
@@ -42,9 +45,16 @@ pub(crate) struct Switches {
     pub(crate) disabled_quirks: AtomicU64,
     /// Why an access to an MSR is the VMM's to carry out, `KVM_MSR_EXIT_REASON_*` (7.21).
     user_space_msr: AtomicU32,
+    /// Instructions that don't exit, `KVM_X86_DISABLE_EXITS_*` (7.13).
+    free_instructions: AtomicU32,
 }
 
 impl Switches {
+    /// Whether the VMM has disabled a quirk, `KVM_X86_QUIRK_*`.
+    pub(crate) fn without_quirk(&self, quirk: u32) -> bool {
+        self.disabled_quirks.load(Ordering::Relaxed) & u64::from(quirk) != 0
+    }
+
     /// Whether raised exceptions are told apart.
     pub(crate) fn exception_payload(&self) -> bool {
         self.exception_payload.load(Ordering::Relaxed)
@@ -53,6 +63,11 @@ impl Switches {
     /// The accesses to MSRs that the VMM wants to carry out: `KVM_MSR_EXIT_REASON_*`.
     pub(crate) fn user_space_msr(&self) -> u32 {
         self.user_space_msr.load(Ordering::Relaxed)
+    }
+
+    /// Whether an instruction, `KVM_X86_DISABLE_EXITS_*`, is left to the guest.
+    pub(crate) fn is_free(&self, instruction: u32) -> bool {
+        self.free_instructions.load(Ordering::Relaxed) & instruction != 0
     }
 
     /// Whether triple faults are among the events.
@@ -94,6 +109,7 @@ impl<V: XvmOps> Vm<V> {
                 let wanted = value != 0;
                 switches.triple_fault_event.store(wanted, Ordering::Relaxed);
             }
+            uapi::KVM_CAP_X86_DISABLE_EXITS => self.disable_exits(value)?,
             uapi::KVM_CAP_DIRTY_LOG_RING | uapi::KVM_CAP_DIRTY_LOG_RING_ACQ_REL => {
                 self.use_dirty_rings(value)?;
             }
@@ -115,6 +131,17 @@ impl<V: XvmOps> Vm<V> {
             _ => return Err(EINVAL),
         }
         Ok(0)
+    }
+
+    /// Instructions by which guests wait, and which are left to them (7.13).
+    fn disable_exits(&self, exits: u64) -> Result {
+        if exits & !EXITS != 0 {
+            return Err(EINVAL);
+        }
+        self.before_vcpus(|| {
+            let free = &self.switches.free_instructions;
+            free.fetch_or(exits as u32, Ordering::Relaxed);
+        })
     }
 
     fn disable_quirks(&self, quirks: u64) {

@@ -80,7 +80,9 @@ pub(crate) enum Exit {
     Cr(CrAccess),
     /// An intercepted instruction whose operands the CPU doesn't tell: to be decoded (moves to and from CR and DR, LMSW, descriptor tables).
     Instruction,
-    /// An intercepted instruction that this virtual CPU doesn't have: #UD (VMX and SVM instructions, MONITOR, SKINIT…).
+    /// MONITOR or MWAIT.
+    MonitorMwait,
+    /// An intercepted instruction that this virtual CPU doesn't have: #UD (VMX and SVM instructions, SKINIT…).
     Undefined,
     /// RDPMC and such, which this virtual CPU refuses: #GP(0).
     Refused,

@@ -54,6 +54,7 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
             Some(skip) => vcpu.skip(skip),
             None => false,
         },
+        Exit::MonitorMwait => monitor_mwait(vcpu),
         Exit::Undefined => raise(vcpu, INVALID_OPCODE, None),
         Exit::Refused => raise(vcpu, GENERAL_PROTECTION, Some(0)),
         // #UD may be the other vendor's hypercall, to be looked at outside; #BP exits for the VMM's debugger.
@@ -82,6 +83,18 @@ pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
 fn raise<V: XvmOps>(vcpu: &mut Vcpu<V>, vector: u8, error_code: Option<u32>) -> bool {
     vcpu.events.queue_exception(vector, error_code);
     true
+}
+
+/// MONITOR and MWAIT do nothing: as in KVM, even if the guest doesn't have them, unless the VMM says otherwise (api.rst, 7.31).
+#[cold]
+fn monitor_mwait<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+    if !vcpu.may_monitor() {
+        return raise(vcpu, INVALID_OPCODE, None);
+    }
+    match vcpu.plan_skip() {
+        Some(skip) => vcpu.skip(skip),
+        None => false,
+    }
 }
 
 fn cpuid<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {

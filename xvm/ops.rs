@@ -75,6 +75,10 @@ pub(crate) struct Config {
     pub(crate) tsc_offset: u64,
     /// What the host's TSC is multiplied with before that, with [`TscScaling::fraction`] bits behind the point. `None`: 1.
     pub(crate) tsc_ratio: Option<u64>,
+    /// HLT doesn't exit: the CPU waits in the guest, until an interrupt for the host.
+    pub(crate) free_hlt: bool,
+    /// PAUSE never exits.
+    pub(crate) free_pause: bool,
     /// All accesses to MSRs exit, also those that a guest could be left to do by itself.
     pub(crate) msrs_exit: bool,
     /// Debugging by the VMM.

@@ -232,7 +232,11 @@ impl<V: XvmOps> Vcpu<V> {
             last_cpu: u32::MAX,
             cr8: 0,
             spare: Spare::default(),
-            config: Config::default(),
+            config: Config {
+                free_hlt: vm.switches.is_free(uapi::KVM_X86_DISABLE_EXITS_HLT),
+                free_pause: vm.switches.is_free(uapi::KVM_X86_DISABLE_EXITS_PAUSE),
+                ..Config::default()
+            },
             tsc_khz: 0,
             pv: Pv::default(),
             timer_stale: false,

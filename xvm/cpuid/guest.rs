@@ -12,6 +12,7 @@ use super::HYPERVISORS_END;
 use super::INDEXED;
 use super::KVM;
 use crate::linux::x86::Cpuid;
+use crate::uapi;
 use crate::uapi::kvm_cpuid_entry2;
 use crate::xvm::platform::lapic::Mode;
 use crate::xvm::pv;
@@ -23,6 +24,11 @@ use kernel::prelude::*;
 const KEPT: usize = 0x22;
 /// No entry.
 const NONE: u16 = u16::MAX;
+
+/// Leaf 1 ECX: MONITOR and MWAIT.
+const MONITOR: u32 = 1 << 3;
+/// The same in IA32_MISC_ENABLE.
+const MISC_ENABLE_MONITOR: u64 = 1 << 18;
 
 /// Bytes of an XSAVE area's legacy region and header.
 const XSAVE_MIN: u32 = 576;
@@ -47,6 +53,8 @@ pub(crate) struct GuestCpuid {
     pv: pv::Features,
     /// CR4.OSXSAVE, kept here since reading CR4 costs more than the rest of CPUID.
     pub(crate) os_xsave: bool,
+    /// MONITOR and MWAIT, where they follow MISC_ENABLE and not what the VMM set.
+    monitor: Option<bool>,
 }
 
 impl GuestCpuid {
@@ -59,6 +67,7 @@ impl GuestCpuid {
             model: Model::NONE,
             pv: pv::Features::default(),
             os_xsave: false,
+            monitor: None,
         }
     }
 
@@ -85,6 +94,7 @@ impl GuestCpuid {
             model: Model::NONE,
             pv: pv::Features::default(),
             os_xsave,
+            monitor: None,
         };
         if let Some(name) = this.exact(0, 0) {
             let name = [name.ebx, name.edx, name.ecx];
@@ -189,6 +199,11 @@ impl GuestCpuid {
             (1, _) => {
                 answer.edx = answer.edx & !APIC | if state.apic { APIC } else { 0 };
                 answer.ecx = answer.ecx & !OS_XSAVE | if state.os_xsave { OS_XSAVE } else { 0 };
+                match self.monitor {
+                    None => {}
+                    Some(true) => answer.ecx |= MONITOR,
+                    Some(false) => answer.ecx &= !MONITOR,
+                }
             }
             (0xd, 0) => answer.ebx = self.xsave_size(state.xcr0, false),
             (0xd, 1) if answer.eax & XSAVEC != 0 => answer.ebx = self.xsave_size(state.xcr0, true),
@@ -241,6 +256,21 @@ impl<V: XvmOps> Vcpu<V> {
             os_xsave: self.cpuid.os_xsave,
             xcr0: self.fpu.xcr0(),
         }
+    }
+
+    /// After a change of IA32_MISC_ENABLE, or of the entries: MONITOR follows the register, if the VMM wants that
+    /// (`KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT` disabled).
+    pub(crate) fn update_monitor(&mut self) {
+        let quirk = uapi::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT;
+        let enabled = self.msrs.misc_enable() & MISC_ENABLE_MONITOR != 0;
+        let follows = self.vm.switches.without_quirk(quirk);
+        self.cpuid.monitor = follows.then_some(enabled);
+    }
+
+    /// Whether MONITOR and MWAIT are no invalid opcodes.
+    pub(crate) fn may_monitor(&self) -> bool {
+        let quirk = uapi::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS;
+        !self.vm.switches.without_quirk(quirk) || self.cpuid_lookup(1, 0).ecx & MONITOR != 0
     }
 
     /// What CPUID answers. Also inside the window.

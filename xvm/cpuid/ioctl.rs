@@ -79,6 +79,7 @@ impl<V: XvmOps> Vcpu<V> {
             return Err(EINVAL);
         }
         self.cpuid = cpuid;
+        self.update_monitor();
         Ok(0)
     }
 

@@ -207,6 +207,7 @@ impl<V: XvmOps> Vcpu<V> {
                 let changed = value ^ MISC_ENABLE_UNAVAILABLE;
                 require(host || changed & MISC_ENABLE_UNAVAILABLE == 0)?;
                 msrs.misc_enable = value | MISC_ENABLE_UNAVAILABLE;
+                self.update_monitor();
             }
             // Before it reads the number a guest writes zero.
             index::BIOS_SIGN_ID if !host => {}

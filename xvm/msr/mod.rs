@@ -56,6 +56,11 @@ pub(crate) struct Msrs {
 }
 
 impl Msrs {
+    /// IA32_MISC_ENABLE.
+    pub(crate) fn misc_enable(&self) -> u64 {
+        self.misc_enable
+    }
+
     /// The values after power-up; `bootstrap`: of the bootstrap processor.
     pub(crate) fn new(bootstrap: bool) -> Self {
         Self {
