@@ -11,6 +11,9 @@ use kernel::ffi::c_int;
 /// `struct page`. The kernel's own binding of it has a member without size, by which the compiler says that it isn't FFI-safe.
 pub(super) type Page = c_void;
 
+/// `struct task_struct`, for the same reason.
+pub(super) type Task = c_void;
+
 extern "C" {
     pub(super) fn xvm_preempt_disable();
     pub(super) fn xvm_preempt_enable();
@@ -41,6 +44,8 @@ extern "C" {
     pub(super) fn xvm_set_page_dirty(page: *mut Page);
     pub(super) fn xvm_page_is_huge(page: *mut Page) -> bool;
     pub(super) fn xvm_cond_resched();
+    pub(super) fn xvm_put_task(task: *mut Task);
+    pub(super) fn single_task_running() -> bool;
     pub(super) fn xvm_read_user8(to: *mut u64, from: usize) -> c_int;
     pub(super) fn xvm_user_cmpxchg4(address: usize, old: u32, new: u32) -> c_int;
     pub(super) fn xvm_user_cmpxchg8(address: usize, old: u64, new: u64) -> c_int;

@@ -11,6 +11,7 @@
 #include <linux/preempt.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/task.h>
 #include <linux/smp.h>
 #include <linux/swait.h>
 #include <linux/uaccess.h>
@@ -56,6 +57,7 @@ void xvm_put_page(struct page *page) { put_page(page); }
 void xvm_set_page_dirty(struct page *page) { SetPageDirty(page); }
 bool xvm_page_is_huge(struct page *page) { return folio_test_large(page_folio(page)); }
 void xvm_cond_resched(void) { cond_resched(); }
+void xvm_put_task(struct task_struct *task) { put_task_struct(task); }
 bool xvm_host_encrypts_memory(void) { return cc_platform_has(CC_ATTR_MEM_ENCRYPT); }
 
 /* A machine check that ended a guest's run: to the handler it came from user mode, with interrupts on. */

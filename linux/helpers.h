@@ -6,6 +6,7 @@
 #include <linux/types.h>
 
 struct page;
+struct task_struct;
 
 void xvm_preempt_disable(void);
 void xvm_preempt_enable(void);
@@ -36,6 +37,7 @@ void xvm_put_page(struct page *page);
 void xvm_set_page_dirty(struct page *page);
 bool xvm_page_is_huge(struct page *page);
 void xvm_cond_resched(void);
+void xvm_put_task(struct task_struct *task);
 bool xvm_host_encrypts_memory(void);
 void xvm_machine_check(void);
 int xvm_user_cmpxchg4(u32 __user *address, u32 old, u32 new);

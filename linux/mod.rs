@@ -20,6 +20,7 @@
 //! | `run_pages` | pages shared with userspace |
 //! | `table` | second-level page tables as a tree of owned pages |
 //! | `task` | signals and address space of the calling task |
+//! | `thread` | letting another thread go first |
 //! | `timer` | high-resolution timers that guests reprogram |
 //! | `user` | user memory of the VMM |
 //! | `wait` | sleeping until woken from any context |
@@ -44,6 +45,7 @@ pub(crate) mod ratelimit;
 pub(crate) mod run_pages;
 pub(crate) mod table;
 pub(crate) mod task;
+pub(crate) mod thread;
 pub(crate) mod timer;
 pub(crate) mod user;
 pub(crate) mod wait;

@@ -27,6 +27,23 @@ pub(crate) fn cond_resched() {
     unsafe { ffi::xvm_cond_resched() };
 }
 
+/// Waits, without giving up the CPU, until `ready` is true (then it returns true), the monotonic clock reaches `until`, or
+/// there is anything else for this CPU or this thread to do.
+pub(crate) fn poll_while_alone(until: u64, ready: impl Fn() -> bool) -> bool {
+    while super::timer::now() < until {
+        if ready() {
+            return true;
+        }
+        // SAFETY: Reads a counter of the CPU's run queue, and may be out of date at once.
+        let alone = unsafe { ffi::single_task_running() };
+        if !alone || need_resched() || signal_pending() {
+            return false;
+        }
+        kernel::processor::cpu_relax();
+    }
+    false
+}
+
 /// A signal mask that is put back when this is dropped.
 ///
 /// # Invariants

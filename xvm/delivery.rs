@@ -6,7 +6,6 @@ use super::ops::Offer;
 use super::platform::lapic::Effect;
 use super::platform::lapic::Shorthand;
 use super::state::Event;
-use super::vcpu::MpState;
 use super::vcpu::Vcpu;
 use super::XvmOps;
 use crate::linux::timer;
@@ -66,7 +65,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Takes vectors, NMIs and the timer from the mailbox. False when it holds what is done outside of the window, or the
     /// host's timer must be set.
-    fn take_mail(&mut self) -> bool {
+    pub(super) fn take_mail(&mut self) -> bool {
         if self.lapic.is_none() {
             return !self.shared.mailbox.wants_update();
         }
@@ -249,73 +248,6 @@ impl<V: XvmOps> Vcpu<V> {
             self.ended = Some(vector);
             // Closes the window; setting the timer once more does no harm.
             self.timer_stale = true;
-        }
-    }
-
-    /// Whether something that has come wakes the vCPU from HLT.
-    pub(crate) fn wakes(&mut self) -> bool {
-        self.take_mail();
-        // It counts for one HLT, whatever else ends that.
-        let kicked = core::mem::take(&mut self.pv.kicked);
-        let pending = self
-            .lapic
-            .as_ref()
-            .is_some_and(|lapic| lapic.pending().is_some());
-        let events = &self.events;
-        kicked
-            || events.nmis != 0
-            || events.injected.is_some()
-            || V::interruptibility(&self.arch).trap
-            || ((pending || events.interrupt.is_some() || self.pic_interrupt())
-                && self.interruptible())
-    }
-
-    /// Sleeps until the vCPU has to run, or a signal comes (false). Outside of the window.
-    pub(crate) fn sleep(&mut self) -> bool {
-        while self.mp_state != MpState::Runnable {
-            self.take_init();
-            self.serve_guest();
-            let wakes = self.mp_state == MpState::Halted && self.wakes();
-            self.set_timer();
-            if wakes {
-                self.mp_state = MpState::Runnable;
-            }
-            if self.mp_state == MpState::Runnable {
-                break;
-            }
-            let pic = self.mp_state == MpState::Halted && self.interruptible();
-            let (mailbox, this) = (&self.shared.mailbox, &*self);
-            if !self
-                .shared
-                .wait
-                .wait(|| !mailbox.is_empty() || (pic && this.pic_interrupt()))
-            {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Sets the host's timer to when the local APIC's is due. Outside of the window.
-    pub(crate) fn set_timer(&mut self) {
-        use super::platform::lapic::Timer;
-        if !core::mem::take(&mut self.timer_stale) {
-            return;
-        }
-        let Some(lapic) = &self.lapic else {
-            return;
-        };
-        match lapic.timer() {
-            Timer::Off => self.shared.cancel_timer(),
-            Timer::At { ns } => self.shared.set_timer(ns),
-            Timer::AtTsc { tsc } => {
-                let ticks = tsc.saturating_sub(self.guest_tsc());
-                let khz = u64::from(self.actual_tsc_khz());
-                let ns = (ticks / khz)
-                    .saturating_mul(1_000_000)
-                    .saturating_add(ticks % khz * 1_000_000 / khz);
-                self.shared.set_timer(timer::now().saturating_add(ns));
-            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! `KVM_ENABLE_CAP` of a VM and of a vCPU (api.rst, 4.37, sections 6 and 7): one arm a capability.
 
 use super::extension;
+use super::halt::PollLimit;
 use super::irqchip::Kind;
 use super::platform::routing;
 use super::pv;
@@ -41,6 +42,8 @@ pub(crate) struct Switches {
     pub(crate) hide_platform_info: AtomicBool,
     /// Hypercalls that are the VMM's business, a bit each (7.33).
     pub(crate) hypercalls: AtomicU64,
+    /// How long HLT is polled.
+    pub(super) halt_poll: PollLimit,
     /// What KVM does for the sake of old VMMs and guests, and is not to do, `KVM_X86_QUIRK_*` (7.31).
     pub(crate) disabled_quirks: AtomicU64,
     /// Why an access to an MSR is the VMM's to carry out, `KVM_MSR_EXIT_REASON_*` (7.21).
@@ -114,6 +117,10 @@ impl<V: XvmOps> Vm<V> {
                 self.use_dirty_rings(value)?;
             }
             uapi::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => self.memory.set_log_options(value)?,
+            uapi::KVM_CAP_HALT_POLL => {
+                let ns = u32::try_from(value).map_err(|_| EINVAL)?;
+                switches.halt_poll.set(ns);
+            }
             uapi::KVM_CAP_MAX_VCPU_ID => self.set_max_vcpu_id(value)?,
             uapi::KVM_CAP_X2APIC_API => self.use_x2apic_api(value)?,
             uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => self.set_apic_bus_cycle(value)?,

@@ -13,6 +13,9 @@ use kernel::sync::SpinLock;
 /// Not in guest mode.
 const OUTSIDE: u32 = u32::MAX;
 
+/// Beside the CPU's number: an interrupt is on its way there already.
+const KICKED: u32 = 1 << 31;
+
 /// Where one vCPU runs.
 ///
 /// The vCPU says that it is in guest mode first and looks for work second; who has work for it leaves the work first
@@ -37,14 +40,29 @@ impl Presence {
         self.0.store(OUTSIDE, Ordering::Release);
     }
 
-    fn cpu(&self) -> Option<u32> {
-        let cpu = self.0.load(Ordering::SeqCst);
-        (cpu != OUTSIDE).then_some(cpu)
+    /// Whether it isn't in guest mode now.
+    pub(crate) fn is_outside(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == OUTSIDE
     }
 
-    /// Makes the vCPU leave guest mode if it is in it. From any context.
+    fn cpu(&self) -> Option<u32> {
+        let cpu = self.0.load(Ordering::SeqCst);
+        (cpu != OUTSIDE).then_some(cpu & !KICKED)
+    }
+
+    /// Makes the vCPU leave guest mode if it is in it. One interrupt does for all who want that. From any context.
     pub(crate) fn kick(&self) {
-        if let Some(cpu) = self.cpu() {
+        let cpu = self.0.load(Ordering::SeqCst);
+        if cpu & KICKED != 0 {
+            // Outside, which has all bits set, or kicked.
+            return;
+        }
+        // If this fails, the vCPU has left since it was asked to, or somebody else interrupts it.
+        let kicked = cpu | KICKED;
+        let one = self
+            .0
+            .compare_exchange(cpu, kicked, Ordering::SeqCst, Ordering::Relaxed);
+        if one.is_ok() {
             cpus::kick(cpu);
         }
     }

@@ -17,6 +17,7 @@
 //! | `window` | owning the CPU: interrupts off, guest state loaded |
 //! | `exits` | exits that are handled inside the window |
 //! | `events`, `delivery` | events that wait; bringing them to the guest |
+//! | `halt`, `spin` | waiting in HLT; a vCPU that spins lets another go first |
 //! | `kick` | where a vCPU is, and making it leave the guest |
 //! | `control`, `system_insn` | control registers: their rules; the instructions that access them |
 //! | `device_access` | moves between registers and devices, without the emulator |
@@ -62,6 +63,7 @@ mod extension;
 mod fpu;
 mod guest_debug;
 mod guest_memory;
+mod halt;
 mod ioeventfd;
 mod irqchip;
 mod irqfd;
@@ -83,6 +85,7 @@ mod regs;
 mod replay;
 mod run;
 mod run_page;
+mod spin;
 mod sregs;
 pub(crate) mod state;
 mod sync_regs;

@@ -110,6 +110,7 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     fn run_guest(&mut self, watch: Pin<&Watch<'_, OffCpu>>) -> Result {
+        self.announce_thread()?;
         if self.lapic.is_none() {
             let cr8 = self.asked_cr8();
             if cr8 > 0xf {
@@ -187,7 +188,10 @@ impl<V: XvmOps> Vcpu<V> {
             Exit::Xsetbv => self.xsetbv_exit(),
             Exit::MsrRead => self.msr_exit(false),
             Exit::MsrWrite => self.msr_exit(true),
-            Exit::Pause => Ok(Next::Guest),
+            Exit::Pause => {
+                self.yield_to_another();
+                Ok(Next::Guest)
+            }
             Exit::Debug { dr6, dr7 } => self.debug_trap(dr6, dr7),
             Exit::Exception { vector, .. } if vector == vectors::BREAKPOINT => {
                 Ok(self.software_breakpoint())

@@ -8,6 +8,7 @@ use super::platform::message::Addressees;
 use super::platform::Delivery;
 use super::platform::Message;
 use super::vcpu::Shared;
+use crate::linux::thread::Thread;
 use crate::linux::timer::Timed;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering;
@@ -224,6 +225,18 @@ impl Targets {
                 vcpu.wake();
             }
         }
+    }
+
+    /// The next vCPU after number `after`, the lowest following the highest, that is not in guest mode, has been run and isn't
+    /// `me`: its number and its thread. From any context.
+    pub(crate) fn next_outside(&self, after: u32, me: u32) -> Option<(u32, Arc<Thread>)> {
+        let directory = self.directory.lock();
+        let middle = (after as usize).saturating_add(1).min(directory.len());
+        let (before, behind) = directory.split_at(middle);
+        Iterator::chain(behind.iter(), before)
+            .flatten()
+            .filter(|vcpu| vcpu.id != me && vcpu.presence.is_outside())
+            .find_map(|vcpu| Some((vcpu.id, vcpu.thread.lock().clone()?)))
     }
 
     /// Makes every vCPU look whether the 8259 pair has an interrupt for it.

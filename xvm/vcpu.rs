@@ -19,6 +19,7 @@ use super::msr::MsrFilter;
 use super::msr::Msrs;
 use super::ops::Config;
 use super::ops::VcpuConfig;
+use super::platform::halt_poll::HaltPoll;
 use super::platform::lapic::Lapic;
 use super::platform::mailbox::Mailbox;
 use super::processors::Processors;
@@ -34,6 +35,7 @@ use crate::linux::anon_file::AnonFile;
 use crate::linux::fpu::GuestFpu;
 use crate::linux::run_pages;
 use crate::linux::run_pages::RunPages;
+use crate::linux::thread::Thread;
 use crate::linux::timer::Timed;
 use crate::linux::timer::TimerTarget;
 use crate::linux::wait::WaitPoint;
@@ -42,9 +44,11 @@ use kernel::mm::virt::VmaNew;
 use kernel::new_mutex;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
+use kernel::sync::new_spinlock_irq;
 use kernel::sync::Arc;
 use kernel::sync::ArcBorrow;
 use kernel::sync::Mutex;
+use kernel::sync::SpinLockIrq;
 
 /// Pages of its own that a vCPU shares with its VMM: `struct kvm_run`, the data of port I/O.
 const RUN_PAGES: usize = 2;
@@ -86,6 +90,9 @@ pub(crate) struct Shared {
     pub(crate) off_cpu: OffCpu,
     /// Its TSC, as the other vCPUs may know it.
     pub(crate) tsc: tsc::Published,
+    /// The thread that ran it last.
+    #[pin]
+    pub(crate) thread: SpinLockIrq<Option<Arc<Thread>>>,
     /// Where it sleeps in HLT.
     #[pin]
     pub(crate) wait: WaitPoint,
@@ -110,6 +117,7 @@ impl Shared {
                 mailbox: Mailbox::new(),
                 off_cpu,
                 tsc: tsc::Published::default(),
+                thread <- new_spinlock_irq!(None, "xvm_thread"),
                 wait <- WaitPoint::new(),
             })),
             GFP_KERNEL_ACCOUNT,
@@ -151,6 +159,12 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) mce: KBox<Mce>,
     /// Whether it runs.
     pub(crate) mp_state: MpState,
+    /// How long its HLT is polled.
+    pub(crate) halt_poll: HaltPoll,
+    /// The thread that ran it last, which the others know as well.
+    pub(crate) thread: Option<Arc<Thread>>,
+    /// The vCPU that it let go first when it was spinning.
+    pub(crate) yielded_to: u32,
     /// Page of a start-up IPI that the VMM restores (`KVM_MP_STATE_SIPI_RECEIVED`).
     pub(crate) sipi_vector: u8,
     /// What the last exit to userspace left to be done.
@@ -222,6 +236,9 @@ impl<V: XvmOps> Vcpu<V> {
             msr_filter: None,
             mce: KBox::new(Mce::new(), GFP_KERNEL_ACCOUNT)?,
             mp_state,
+            halt_poll: HaltPoll::default(),
+            thread: None,
+            yielded_to: 0,
             sipi_vector: 0,
             pending: Pending::None,
             replay: Replay::default(),

@@ -3,6 +3,7 @@
 //! The virtual platform: interrupt controllers, timers and interrupt routing. It knows no vendor and names no kernel type.
 //!
 //! - [`bus`]: writes that the VMM hears of without an exit;
+//! - [`halt_poll`]: how long a halted vCPU is waited for without giving up the CPU;
 //! - [`ioapic`]: the IOAPIC;
 //! - [`lapic`]: the local APIC of a vCPU, owned by the vCPU's thread;
 //! - [`mailbox`]: how other threads reach a local APIC;
@@ -20,6 +21,7 @@
 mod register;
 
 pub mod bus;
+pub mod halt_poll;
 pub mod ioapic;
 pub mod lapic;
 pub mod mailbox;
