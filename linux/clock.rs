@@ -30,15 +30,14 @@ impl Moment {
             bindings::ktime_get_snapshot_id(bindings::CLOCK_REALTIME as c_int, &mut found);
         }
         // SAFETY: Reads an offset between clocks.
-        let asleep =
-            unsafe { bindings::ktime_mono_to_any(0, bindings::tk_offsets_TK_OFFS_BOOT) } as u64;
+        let asleep = unsafe { bindings::ktime_mono_to_any(0, bindings::tk_offsets_TK_OFFS_BOOT) };
         let by_tsc = matches!(
             found.cs_id,
             bindings::clocksource_ids_CSID_X86_TSC | bindings::clocksource_ids_CSID_X86_TSC_EARLY
         );
         Self {
             tsc: if by_tsc { found.cycles } else { x86::rdtsc() },
-            ns: (found.monoraw as u64).wrapping_add(asleep),
+            ns: (found.monoraw as u64).wrapping_add(asleep as u64),
             real: found.systime as u64,
             exact: by_tsc && tsc_is_stable(),
         }

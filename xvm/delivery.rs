@@ -136,6 +136,7 @@ impl<V: XvmOps> Vcpu<V> {
         if certain {
             self.interrupt_delivered();
         }
+        self.announce_eoi();
     }
 
     /// The INTR pin of the 8259 pair is an interrupt like one from the VMM, once the guest can take it: as the CPU does, it is
@@ -206,6 +207,7 @@ impl<V: XvmOps> Vcpu<V> {
         if delivery.cut_short.is_some() {
             self.events.injected = delivery.cut_short;
         }
+        self.collect_eoi();
         self.cr8 = delivery.tpr;
         if let Some(lapic) = &mut self.lapic {
             if delivery.tpr != lapic.tpr() >> 4 {

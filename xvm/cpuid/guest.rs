@@ -116,15 +116,29 @@ impl GuestCpuid {
         self.pv
     }
 
-    /// KVM's leaves are at one of the hundreds from 0x4000_0000 on: a VMM may have those of another hypervisor first.
-    fn find_pv_features(&self) -> pv::Features {
+    /// KVM's leaves are at one of the hundreds from 0x4000_0000 on: a VMM may have those of another hypervisor first. The one with
+    /// the features.
+    fn pv_leaf(&self) -> Option<u32> {
         let name = |base: &u32| {
             self.exact(*base, 0)
                 .is_some_and(|leaf| [leaf.ebx, leaf.ecx, leaf.edx] == KVM)
         };
         let base = (HYPERVISOR..HYPERVISORS_END).step_by(0x100).find(name);
-        let features = base.and_then(|base| self.exact(base + 1, 0));
-        pv::Features(features.map_or(0, |leaf| leaf.eax))
+        base.map(|base| base + 1)
+    }
+
+    fn find_pv_features(&self) -> pv::Features {
+        let leaf = self.pv_leaf().and_then(|leaf| self.exact(leaf, 0));
+        pv::Features(leaf.map_or(0, |leaf| leaf.eax))
+    }
+
+    /// Takes a paravirtual feature away, if it is KVM's name that it is under.
+    pub(super) fn hide_pv_feature(&mut self, feature: pv::Features) {
+        let Some(leaf) = self.pv_leaf() else { return };
+        for entry in self.entries.iter_mut().filter(|one| one.function == leaf) {
+            entry.eax &= !feature.0;
+        }
+        self.pv = self.find_pv_features();
     }
 
     /// Whether it is that of an AMD CPU or one like it.

@@ -11,6 +11,7 @@ use super::ENTRIES_MAX;
 use crate::linux::user;
 use crate::uapi::kvm_cpuid_entry2;
 use crate::xvm::machine::Machine;
+use crate::xvm::pv;
 use crate::xvm::vcpu::Vcpu;
 use crate::xvm::XvmOps;
 use core::mem::size_of;
@@ -72,9 +73,13 @@ impl<V: XvmOps> Vcpu<V> {
         }
         let machine = &self.vm.machine;
         let words = Words::of_machine(&machine.fpu, &machine.caps.features);
-        let cpuid =
+        let mut cpuid =
             GuestCpuid::from_entries(entries, &words, machine.fpu.guest_xcr0, self.cpuid.os_xsave);
         check_linear_width(&cpuid)?;
+        if self.config.free_hlt {
+            // A HLT that doesn't exit is ended by nobody but the CPU.
+            cpuid.hide_pv_feature(pv::Features::PV_UNHALT);
+        }
         if self.has_run() && !self.is_same_cpuid(&cpuid) {
             return Err(EINVAL);
         }

@@ -144,6 +144,22 @@ impl View {
         })
     }
 
+    /// Copies into guest memory without sleeping, also inside the window.
+    ///
+    /// # Errors
+    ///
+    /// As [`View::write`], and `EFAULT` for what isn't present.
+    pub(crate) fn write_nofault(&self, gpa: u64, from: &[u8]) -> Result {
+        self.pieces(gpa, from.len(), |region, at, part| {
+            if region.read_only {
+                return Err(ENXIO);
+            }
+            let result = user::write_nofault(region.user_address(at), &from[part]);
+            self.wrote(region, at);
+            result
+        })
+    }
+
     /// Reads eight bytes that are inside of one page, if they are present, without sleeping, also inside the window.
     ///
     /// # Errors

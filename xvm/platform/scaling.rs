@@ -24,7 +24,7 @@ pub fn ratio(above: u64, below: u64, fraction: u8) -> Option<u64> {
 
 /// `value` × `ratio`, modulo 2^64; `ratio` has `fraction` bits behind the point, at most 64.
 pub fn scale(value: u64, ratio: u64, fraction: u8) -> u64 {
-    (u128::from(value) * u128::from(ratio) >> fraction.min(64)) as u64
+    ((u128::from(value) * u128::from(ratio)) >> fraction.min(64)) as u64
 }
 
 /// How a CPU scales its TSC for guests (APM vol 2, 15.30.5; SDM vol 3, 27.6.5).

@@ -20,6 +20,8 @@ impl Features {
     pub(crate) const STEAL_TIME: Self = Self(1 << 5);
     /// A vCPU that is off its CPU can be left the word that its TLB is to be flushed.
     pub(crate) const PV_TLB_FLUSH: Self = Self(1 << 9);
+    /// Ends of interrupts without an exit.
+    pub(crate) const PV_EOI: Self = Self(1 << 6);
     /// A vCPU can end another's HLT (KVM_HC_KICK_CPU).
     pub(crate) const PV_UNHALT: Self = Self(1 << 7);
     /// KVM_HC_SEND_IPI.
@@ -45,6 +47,7 @@ pub(crate) const SUPPORTED: Features = Features::CLOCKSOURCE
     .with(Features::NOP_IO_DELAY)
     .with(Features::CLOCKSOURCE2)
     .with(Features::STEAL_TIME)
+    .with(Features::PV_EOI)
     .with(Features::PV_UNHALT)
     .with(Features::PV_TLB_FLUSH)
     .with(Features::PV_SEND_IPI)

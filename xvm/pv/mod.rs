@@ -10,6 +10,7 @@
 //! | `clock_ioctl` | `KVM_GET_CLOCK`, `KVM_SET_CLOCK`, `KVM_KVMCLOCK_CTRL` |
 //! | `msr` | the MSRs |
 //! | `hypercall` | the hypercalls |
+//! | `eoi` | ends of interrupts without an exit |
 //! | `steal` | steal time, and whether a vCPU is off its CPU |
 //!
 //! An MSR's write inside the window only notes what it asks for. The structures are written outside, before the next entry
@@ -18,6 +19,7 @@
 
 mod clock;
 mod clock_ioctl;
+mod eoi;
 mod features;
 mod hypercall;
 mod msr;
@@ -62,6 +64,10 @@ pub(crate) struct Pv {
     steal_time: u64,
     /// What it says.
     accounted: steal::Accounted,
+    /// MSR_KVM_EOI_EN: address of a byte, and [`ENABLED`].
+    eoi: u64,
+    /// The byte says that an EOI can wait.
+    eoi_announced: bool,
     /// The guest is to be told that it was stopped.
     stopped: bool,
     /// Another vCPU has ended this one's HLT, or will have ended its next (KVM_HC_KICK_CPU).

@@ -17,6 +17,7 @@ const SYSTEM_TIME_OLD: u32 = 0x12;
 const WALL_CLOCK: u32 = 0x4b56_4d00;
 const SYSTEM_TIME: u32 = 0x4b56_4d01;
 const STEAL_TIME: u32 = 0x4b56_4d03;
+const EOI_EN: u32 = 0x4b56_4d04;
 
 /// What a VMM saves and restores, in this order.
 pub(crate) const STATE: &[u32] = &[
@@ -25,6 +26,7 @@ pub(crate) const STATE: &[u32] = &[
     SYSTEM_TIME,
     WALL_CLOCK,
     STEAL_TIME,
+    EOI_EN,
 ];
 
 /// The feature that `msr` comes with.
@@ -33,6 +35,7 @@ fn feature(msr: u32) -> Option<Features> {
         WALL_CLOCK_OLD | SYSTEM_TIME_OLD => Features::CLOCKSOURCE,
         WALL_CLOCK | SYSTEM_TIME => Features::CLOCKSOURCE2,
         STEAL_TIME => Features::STEAL_TIME,
+        EOI_EN => Features::PV_EOI,
         _ => return None,
     })
 }
@@ -56,6 +59,7 @@ impl<V: XvmOps> Vcpu<V> {
             WALL_CLOCK_OLD | WALL_CLOCK => Ok(self.vm.clock.wall()),
             SYSTEM_TIME_OLD | SYSTEM_TIME => Ok(self.pv.system_time),
             STEAL_TIME => Ok(self.pv.steal_time),
+            EOI_EN => Ok(self.pv.eoi),
             _ => Err(Gp),
         }
     }
@@ -77,6 +81,7 @@ impl<V: XvmOps> Vcpu<V> {
                 self.pv.clock_changed();
             }
             STEAL_TIME if value & steal::RESERVED == 0 => self.set_steal_time(value),
+            EOI_EN => self.set_pv_eoi(value)?,
             _ => return Err(Gp),
         }
         Ok(Effect::TimerChanged)

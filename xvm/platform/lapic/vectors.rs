@@ -30,6 +30,13 @@ impl Vectors {
         Some((index << 5) | bit)
     }
 
+    /// The member, if there is only one.
+    pub(super) fn only(&self) -> Option<u8> {
+        let index = self.occupied.trailing_zeros() as usize & 7;
+        let one = self.occupied.is_power_of_two() && self.words[index].is_power_of_two();
+        self.highest().filter(|_| one)
+    }
+
     /// Whether the vector is a member.
     pub(super) fn contains(&self, vector: u8) -> bool {
         (self.words[usize::from(vector >> 5)] >> (vector & 31)) & 1 != 0
@@ -80,6 +87,16 @@ mod tests {
             set.remove(*slot);
         }
         assert_eq!(seen, [255, 64, 32, 31, 0]);
+        assert_eq!(set.only(), None);
+        set.insert(77);
+        assert_eq!(set.only(), Some(77));
+        set.insert(78);
+        assert_eq!(set.only(), None);
+        set.remove(77);
+        set.insert(200);
+        assert_eq!(set.only(), None);
+        set.remove(78);
+        set.remove(200);
         assert_eq!(set, Vectors::new());
     }
 }
