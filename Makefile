@@ -14,7 +14,7 @@ export KDIR VENDOR
 # The command of `make run` goes through the environment: it may hold any character.
 export CMD
 
-.PHONY: help module tool selftests run shell test kselftest kselftest-kvm bench lint doc rust-analyzer clean distclean
+.PHONY: help module tool selftests run shell test kselftest kselftest-kvm test-qemu bench lint doc rust-analyzer clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,6 +40,9 @@ test: ## everything that is checked before a change goes in
 
 kselftest: ## the kselftests alone, on both vendors
 	@scripts/test kselftest
+
+test-qemu: ## unmodified QEMU on /dev/xvm (SVM; half an hour)
+	@scripts/test-qemu
 
 kselftest-kvm: ## the KVM selftests of the kernel source, on /dev/kvm and on /dev/xvm (SVM)
 	@scripts/kselftest-kvm

@@ -491,4 +491,5 @@ def main():
         sys.exit(128 + signal.SIGINT)
 
 
-main()
+if __name__ == "__main__":
+    main()

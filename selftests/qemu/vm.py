@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A QEMU process, its monitor, and a guest that carries out commands."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import time
+
+# The machines are emulated, and busy.
+PATIENCE = 300
+
+
+class Failure(Exception):
+    """What a test found wrong."""
+
+
+def check(condition, message):
+    if not condition:
+        raise Failure(message)
+
+
+def expect(expected, found, what):
+    check(expected == found, f"{what}: expected {expected!r}, found {found!r}")
+
+
+def until(condition, what):
+    """Waits until `condition` is true, and returns what it is."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        result = condition()
+        if result:
+            return result
+        check(time.monotonic() < end, f"waited in vain: {what}")
+        time.sleep(0.05)
+
+
+def expect_same(before, after):
+    """That two checksums of all guest memory are of the same."""
+    differ = [f"{number:#x}" for number, (one, other) in enumerate(zip(before, after)) if one != other]
+    check(not differ, f"{len(differ)} pages of guest memory differ: {' '.join(differ[:20])}")
+
+
+class Stream:
+    """A socket that is read up to a mark."""
+
+    def __init__(self, path, alive):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.text = b""
+
+        def connect():
+            alive()
+            try:
+                self.socket.connect(path)
+            except OSError:
+                return False
+            return True
+
+        until(connect, f"a connection to {path}")
+        self.socket.settimeout(PATIENCE)
+
+    def write(self, text):
+        self.socket.sendall(text.encode())
+
+    def read_to(self, mark):
+        """What comes before `mark`."""
+        mark = mark.encode()
+        while mark not in self.text:
+            try:
+                data = self.socket.recv(65536)
+            except TimeoutError:
+                data = b""
+            check(data, f"no {mark!r} came, but {self.text[-600:].decode(errors='replace')!r}")
+            self.text += data
+        before, _, self.text = self.text.partition(mark)
+        return before.decode(errors="replace")
+
+
+class Qemu:
+    """A virtual machine. Leaving the `with` block ends it."""
+
+    files = {}  # kernel, initramfs: where they are
+
+    def __init__(self, *options, device="/dev/xvm", irqchip="on", machine="pc", cpu="host", cpus=1, memory="192M", append="", kernel=True):
+        self.folder = tempfile.TemporaryDirectory(prefix="qemu")
+        self.serial = self.monitor = None
+        self.events = []
+        self.log = open(f"{self.folder.name}/log", "w+", encoding="utf-8")
+        command = ["qemu-system-x86_64", "-nodefaults", "-display", "none"]
+        command += ["-accel", f"kvm,device={device},kernel-irqchip={irqchip}", "-machine", machine, "-cpu", cpu, "-smp", str(cpus), "-m", memory]
+        command += ["-chardev", f"socket,id=serial,path={self.path('serial')},server=on,wait=on", "-serial", "chardev:serial"]
+        command += ["-qmp", f"unix:{self.path('qmp')},server=on,wait=off"]
+        if kernel:
+            # no_timer_check: on a busy machine the timer's interrupts come too late for that check.
+            words = f"console=ttyS0 loglevel=4 panic=-1 cryptomgr.notests no_timer_check {append}"
+            command += ["-kernel", self.files["kernel"], "-initrd", self.files["initramfs"], "-append", words]
+        command += options
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
+        try:
+            self.serial = Stream(self.path("serial"), self.alive)
+            self.monitor = Stream(self.path("qmp"), self.alive)
+            self.monitor.read_to("\n")
+            self.qmp("qmp_capabilities")
+        except BaseException:
+            self.close()
+            raise
+
+    def path(self, name):
+        return f"{self.folder.name}/{name}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for stream in [self.serial, self.monitor]:
+            if stream:
+                stream.socket.close()
+        self.log.close()
+        self.folder.cleanup()
+
+    def messages(self):
+        self.log.flush()
+        with open(self.log.name, encoding="utf-8", errors="replace") as opened:
+            return opened.read()[-600:]
+
+    def alive(self):
+        check(self.process.poll() is None, f"QEMU ended with status {self.process.returncode}: {self.messages()}")
+
+    def qmp(self, command, **arguments):
+        """Asks the monitor; its answer."""
+        self.monitor.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        while True:
+            answer = json.loads(self.monitor.read_to("\n"))
+            if "event" in answer:
+                self.events.append(answer["event"])
+                continue
+            check("return" in answer, f"{command}: {answer}")
+            return answer["return"]
+
+    def hmp(self, line):
+        """A command of the monitor for people, which says something only if it fails."""
+        answer = self.qmp("human-monitor-command", **{"command-line": line})
+        check(not answer.strip(), f"{line}: {answer}")
+
+    def booted(self):
+        """Waits until the guest takes commands."""
+        self.serial.read_to("@ready")
+
+    def sh(self, line):
+        """Has the guest carry out a line of shell; its output."""
+        self.serial.write(line + "\n")
+        output = self.serial.read_to("@status ")
+        status = self.serial.read_to("\n").strip()
+        expect("0", status, f"status of {line!r}, which said {output!r}")
+        return output.strip()
+
+    def ended(self):
+        """Waits until QEMU has ended well."""
+        until(lambda: self.process.poll() is not None, "the end of QEMU")
+        expect(0, self.process.returncode, f"QEMU's status, after {self.messages()!r}")
+
+    def power_off(self):
+        self.serial.write("poweroff -f\n")
+        self.ended()
+
+    def memory(self, size):
+        """Checksums of the pages of guest memory, of a guest that doesn't run."""
+        file = self.path("memory")
+        self.qmp("pmemsave", val=0, size=size, filename=file)
+        sums = []
+        with open(file, "rb") as opened:
+            while page := opened.read(4096):
+                sums.append(hashlib.sha256(page).digest())
+        os.unlink(file)
+        expect(size // 4096, len(sums), "pages of guest memory")
+        return sums
+
+    def migrated(self):
+        """Waits for the end of a migration from here."""
+
+        def state():
+            status = self.qmp("query-migrate").get("status")
+            check(status not in ["failed", "cancelled"], f"migration {status}: {self.messages()}")
+            return status == "completed"
+
+        until(state, "the end of the migration")
