@@ -8,6 +8,10 @@
 //! - [`uapi`]: the ABI's structures and numbers.
 
 use kernel::prelude::*;
+use kernel::sync::Arc;
+use linux::device::Context;
+use linux::device::Minor;
+use linux::device::Registration;
 
 mod linux;
 mod svm;
@@ -26,6 +30,10 @@ module! {
             default: true,
             description: "Map guest memory in 2 MiB pages where the host has it so (default: true)",
         },
+        kvm_device: bool {
+            default: false,
+            description: "Register /dev/kvm as well, for programs that know no other name; KVM must not be loaded (default: false)",
+        },
     },
 }
 
@@ -33,7 +41,8 @@ module! {
 #[pin_data]
 struct Module {
     #[pin]
-    device: linux::device::Registration,
+    device: Registration,
+    _kvm_device: Option<Pin<KBox<Registration>>>,
     _cpus: linux::cpus::OnlineCheck,
 }
 
@@ -41,10 +50,28 @@ impl kernel::InPlaceModule for Module {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(|| {
             let (machine, cpus) = xvm::select()?;
+            let kvm_device = match *module_parameters::kvm_device.value_ref() {
+                true => Some(register_kvm(machine.clone())?),
+                false => None,
+            };
             Ok(try_pin_init!(Self {
                 _cpus: cpus,
-                device <- linux::device::Registration::new(c"xvm", machine),
+                _kvm_device: kvm_device,
+                device <- Registration::new(c"xvm", Minor::Any, machine),
             }? Error))
         })
     }
+}
+
+/// Registers `/dev/kvm`.
+///
+/// # Errors
+///
+/// `EBUSY` when another module has it; that has been logged.
+fn register_kvm(machine: Arc<dyn Context>) -> Result<Pin<KBox<Registration>>> {
+    let device = KBox::try_pin_init(Registration::new(c"kvm", Minor::Kvm, machine), GFP_KERNEL);
+    if device.as_ref().err() == Some(&EBUSY) {
+        pr_err!("kvm_device: another module has /dev/kvm, most likely KVM: take it out first\n");
+    }
+    device
 }

@@ -31,7 +31,7 @@ case ${XVM_DEVICE:-/dev/xvm} in *kvm*) skip_all "about xvm itself" ;; esac
 tr '\0' '\n' <"$module" | grep -aq "^vermagic=$(uname -r) " || skip_all "$module is for another kernel"
 
 is_loaded() { grep -q "^$1 " /proc/modules; }
-load() { insmod "$module"; }
+load() { insmod "$module" "$@"; }
 unload() { rmmod xvm; }
 field() { sed -n "s/^$1: *\([0-9]*\) kB/\1/p" /proc/meminfo; }
 
@@ -141,16 +141,32 @@ xvm_after_kvm() { no_modules && load_kvm && load && both_run && unload_kvm && "$
 kvm_after_xvm() { no_modules && load && load_kvm && both_run && unload && XVM_DEVICE=/dev/kvm "$here/modes" >/dev/null 2>&1 && unload_kvm; }
 xvm_first_out() { no_modules && load_kvm && load && both_run && unload && unload_kvm; }
 
+# /dev/kvm by name: on the number that systems keep a node for, gone again with the module, and never KVM's own.
+misc_number() { sed -n "s/^ *\([0-9]*\) $1\$/\1/p" /proc/misc; }
+kvm_name_taken() {
+	no_modules && load kvm_device=1 || return 1
+	[ "$(misc_number kvm)" = 232 ] && [ -c /dev/kvm ] || { echo "# no /dev/kvm"; return 1; }
+	XVM_DEVICE=/dev/kvm "$here/modes" >/dev/null 2>&1 || { echo "# no guest runs on it"; return 1; }
+	if load_kvm 2>/dev/null && is_loaded "$(kvm_name)"; then echo "# KVM was loaded beside it"; return 1; fi
+	unload && [ -z "$(misc_number kvm)" ]
+}
+kvm_name_refused() {
+	no_modules && load_kvm || return 1
+	if load kvm_device=1 2>/dev/null; then echo "# loaded over KVM"; return 1; fi
+	dmesg | sed -n "/$mark/,\$p" | grep -q 'kvm_device: another module has /dev/kvm' || { echo "# it doesn't say why"; return 1; }
+	[ -z "$(misc_number xvm)" ] && XVM_DEVICE=/dev/kvm "$here/modes" >/dev/null 2>&1 && unload_kvm
+}
+
 was_loaded=0 kvm_was_loaded=0
 is_loaded xvm && was_loaded=1
 is_loaded kvm && kvm_was_loaded=1
 
 echo "TAP version 13"
-echo "1..8"
+echo "1..10"
 echo "$mark" >/dev/kmsg
 check "modinfo is complete" modinfo_is_complete
 if [ $was_loaded = 1 ] && ! unload; then
-	for name in "many loads" "not twice" "not while open" "after KVM" "before KVM" "out before KVM" "clean log"; do
+	for name in "many loads" "not twice" "not while open" "after KVM" "before KVM" "out before KVM" "as /dev/kvm" "not over KVM" "clean log"; do
 		skip "$name" "xvm is in use"
 	done
 	exit 1
@@ -160,14 +176,16 @@ check "many loads" many_loads
 check "not twice" twice
 check "not while open" while_open
 if [ $kvm_was_loaded = 2 ]; then
-	for name in "after KVM" "before KVM" "out before KVM"; do skip "$name" "KVM is in use"; done
+	for name in "after KVM" "before KVM" "out before KVM" "as /dev/kvm" "not over KVM"; do skip "$name" "KVM is in use"; done
 elif ! load_kvm; then
-	for name in "after KVM" "before KVM" "out before KVM"; do skip "$name" "no KVM here"; done
+	for name in "after KVM" "before KVM" "out before KVM" "as /dev/kvm" "not over KVM"; do skip "$name" "no KVM here"; done
 else
 	unload_kvm
 	check "after KVM" xvm_after_kvm
 	check "before KVM" kvm_after_xvm
 	check "out before KVM" xvm_first_out
+	check "as /dev/kvm" kvm_name_taken
+	check "not over KVM" kvm_name_refused
 fi
 check "clean log" log_is_clean
 [ $kvm_was_loaded = 2 ] || no_modules
