@@ -231,7 +231,7 @@ WRITER = (
 
 
 def migrate(source, options, memory, uri):
-    """Migrates a guest that writes memory all the time to another QEMU, and compares all of it. Returns where it is now."""
+    """Migrates a guest that writes memory all the time to another QEMU, and compares all of it. Returns the other."""
     target = Qemu("-incoming", uri, "-S", memory=f"{memory}M", **options)
     try:
         source.qmp("migrate", uri=uri)
