@@ -59,6 +59,13 @@ extern "C" {
         private: *mut c_void,
         flags: c_int,
     ) -> c_int;
+    pub(super) fn anon_inode_getfile_fmode(
+        name: *const c_char,
+        fops: *const c_void,
+        private: *mut c_void,
+        flags: c_int,
+        mode: u32,
+    ) -> *mut c_void;
     pub(super) fn anon_inode_create_getfile(
         name: *const c_char,
         fops: *const c_void,

@@ -17,6 +17,7 @@
 //! | `page` | pages that hardware reads by physical address |
 //! | `preempt` | being told when a task leaves its CPU |
 //! | `ratelimit` | not filling the kernel's log |
+//! | `read_file` | files without a name that can be read |
 //! | `run_pages` | pages shared with userspace |
 //! | `table` | second-level page tables as a tree of owned pages |
 //! | `task` | signals and address space of the calling task |
@@ -42,6 +43,7 @@ pub(crate) mod mmu_notifier;
 pub(crate) mod page;
 pub(crate) mod preempt;
 pub(crate) mod ratelimit;
+pub(crate) mod read_file;
 pub(crate) mod run_pages;
 pub(crate) mod table;
 pub(crate) mod task;

@@ -44,6 +44,11 @@ pub(crate) fn poll_while_alone(until: u64, ready: impl Fn() -> bool) -> bool {
     false
 }
 
+/// The number of the calling task's process.
+pub(crate) fn pid() -> i32 {
+    kernel::current!().tgid()
+}
+
 /// A signal mask that is put back when this is dropped.
 ///
 /// # Invariants

@@ -414,6 +414,7 @@ fn port_access(kind: Kind, port: u16, size: u8, length: usize) -> replay::Access
 impl<V: XvmOps> Vcpu<V> {
     /// Carries out the instruction at RIP.
     pub(crate) fn emulate(&mut self) -> Emulated {
+        self.shared.stats.insn_emulation.add(1);
         let mut emulation = Emulation::new(self);
         let result = emulation.execute();
         let failed = emulation.failed;

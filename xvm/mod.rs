@@ -26,6 +26,7 @@
 //! | `guest_memory`, `next_insn` | memory as the guest addresses it: translation; the instruction at RIP |
 //! | **State for the VMM**, each file some of a vCPU's ioctls | |
 //! | `regs`, `sregs`, `debugregs`, `fpu` | registers |
+//! | `stats` | what is counted |
 //! | `sync_regs` | registers in `struct kvm_run` |
 //! | `cpuid`, `msr` | CPUID, model-specific registers |
 //! | `pv` | the paravirtual interface: kvmclock and what else guests know of KVM |
@@ -88,6 +89,7 @@ mod run_page;
 mod spin;
 mod sregs;
 pub(crate) mod state;
+mod stats;
 mod sync_regs;
 mod system_insn;
 mod targets;

@@ -104,6 +104,7 @@ impl<V: XvmOps> Vcpu<V> {
         self.fill_run_page();
         // `immediate_exit` leaves the reason of the exit that was completed: VMMs look at it after that.
         if result == Err(EINTR) && task::signal_pending() {
+            self.shared.stats.signal_exits.add(1);
             self.set_exit(uapi::KVM_EXIT_INTR);
         }
         result
@@ -160,6 +161,7 @@ impl<V: XvmOps> Vcpu<V> {
             if self.events.triple_fault {
                 return self.shut_down().map(|_| ());
             }
+            self.shared.stats.windows.add(1);
             let left = Window::open(self, &machine).run();
             if let Left::Exit(exit) = left {
                 self.shared.off_cpu.set_between(false);

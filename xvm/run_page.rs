@@ -40,6 +40,7 @@ impl<V: XvmOps> Vcpu<V> {
             offset_of!(kvm_run, __bindgen_anon_1.io.data_offset),
             PORT_DATA as u64,
         );
+        self.shared.stats.io_exits.add(1);
         self.set_exit(uapi::KVM_EXIT_IO);
     }
 
@@ -78,6 +79,7 @@ impl<V: XvmOps> Vcpu<V> {
             offset_of!(kvm_run, __bindgen_anon_1.mmio.is_write),
             u8::from(write),
         );
+        self.shared.stats.mmio_exits.add(1);
         self.set_exit(uapi::KVM_EXIT_MMIO);
     }
 

@@ -27,6 +27,8 @@ use super::pv::OffCpu;
 use super::pv::Pv;
 use super::replay::Replay;
 use super::run::Pending;
+use super::stats;
+use super::stats::VcpuStats;
 use super::tsc;
 use super::vm::Vm;
 use super::XvmOps;
@@ -93,6 +95,8 @@ pub(crate) struct Shared {
     /// The thread that ran it last.
     #[pin]
     pub(crate) thread: SpinLockIrq<Option<Arc<Thread>>>,
+    /// What is counted of it.
+    pub(crate) stats: VcpuStats,
     /// Where it sleeps in HLT.
     #[pin]
     pub(crate) wait: WaitPoint,
@@ -118,6 +122,7 @@ impl Shared {
                 off_cpu,
                 tsc: tsc::Published::default(),
                 thread <- new_spinlock_irq!(None, "xvm_thread"),
+                stats: VcpuStats::default(),
                 wait <- WaitPoint::new(),
             })),
             GFP_KERNEL_ACCOUNT,
@@ -394,6 +399,7 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
             uapi::KVM_SET_DEBUGREGS => vcpu.set_debugregs(arg),
             uapi::KVM_GET_TSC_KHZ => Ok(vcpu.tsc_khz as isize),
             uapi::KVM_SET_TSC_KHZ => vcpu.set_tsc_khz(arg),
+            uapi::KVM_GET_STATS_FD => stats::create(this.shared.clone()),
             uapi::KVM_SET_GUEST_DEBUG => vcpu.set_guest_debug(arg),
             uapi::KVM_X86_SETUP_MCE => vcpu.setup_mce(arg),
             uapi::KVM_X86_SET_MCE => vcpu.set_mce(arg),

@@ -17,6 +17,7 @@ use super::platform::lapic::Shorthand;
 use super::platform::Message;
 use super::processors::Processors;
 use super::pv::Clock;
+use super::stats;
 use super::targets::Targets;
 use super::tsc::Tsc;
 use super::vcpu::Shared;
@@ -277,6 +278,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
         match cmd {
             uapi::KVM_CHECK_EXTENSION => this.check_extension(arg),
             uapi::KVM_ENABLE_CAP => this.enable_cap(arg),
+            uapi::KVM_GET_STATS_FD => stats::create::<Self>(this.into()),
             uapi::KVM_X86_SET_MSR_FILTER => this.set_msr_filter(arg),
             uapi::KVM_SET_USER_MEMORY_REGION => {
                 let region: uapi::kvm_userspace_memory_region = user::read(arg)?;

@@ -68,7 +68,7 @@ impl<'a, V: XvmOps> Window<'a, V> {
         if task::signal_pending() || task::need_resched() || vcpu.must_serve() {
             return Left::Host;
         }
-        for _ in 0..EXITS_MAX {
+        for exits in 1..=EXITS_MAX {
             vcpu.shared.presence.enter(self.irqs.cpu());
             let flushes = vcpu.vm.memory.flushes();
             if vcpu.flushed != flushes {
@@ -82,12 +82,15 @@ impl<'a, V: XvmOps> Window<'a, V> {
             let exit = V::run(&mut vcpu.arch, cpu);
             vcpu.shared.presence.leave();
             vcpu.collect_events();
-            match exits::handle(vcpu, exit) {
-                Handled::Resume => {}
-                Handled::Host => return Left::Host,
-                Handled::Outside(exit) => return Left::Exit(exit),
-            }
+            let left = match exits::handle(vcpu, exit) {
+                Handled::Resume => continue,
+                Handled::Host => Left::Host,
+                Handled::Outside(exit) => Left::Exit(exit),
+            };
+            vcpu.shared.stats.exits.add(u64::from(exits));
+            return left;
         }
+        vcpu.shared.stats.exits.add(u64::from(EXITS_MAX));
         Left::Host
     }
 }
