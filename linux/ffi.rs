@@ -43,6 +43,7 @@ extern "C" {
     pub(super) fn xvm_put_page(page: *mut Page);
     pub(super) fn xvm_set_page_dirty(page: *mut Page);
     pub(super) fn xvm_page_is_huge(page: *mut Page) -> bool;
+    pub(super) fn xvm_page_is_dirty(page: *mut Page) -> bool;
     pub(super) fn xvm_cond_resched();
     pub(super) fn xvm_put_task(task: *mut Task);
     pub(super) fn single_task_running() -> bool;

@@ -7,6 +7,9 @@ use kernel::bindings;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
+/// Pages that are looked up at once.
+pub(crate) const RUN: usize = 16;
+
 /// Pages of a 2 MiB page.
 const HUGE_PAGES: usize = 512;
 
@@ -22,16 +25,13 @@ pub(crate) struct UserPage {
 }
 
 impl UserPage {
-    /// Faults the page at user address `address` in, for writing if `write`. May sleep.
+    /// Faults the page at user address `address` in, for writing if `write`, when [`UserPage::present`] hasn't found it. May sleep.
     ///
     /// # Errors
     ///
     /// `EFAULT` when nothing is mapped there, the mapping doesn't allow it, or it isn't memory with a `struct page`;
     /// `EHWPOISON` when the memory is broken; `EINTR` when a fatal signal came.
     pub(crate) fn fault_in(address: usize, write: bool) -> Result<Self> {
-        if let Some(page) = Self::present(address, true) {
-            return Ok(page);
-        }
         let mut page = core::ptr::null_mut();
         let flags = bindings::FOLL_HWPOISON | if write { bindings::FOLL_WRITE } else { 0 };
         // SAFETY: `page` has place for one page; the current task has an address space, as it is in an ioctl.
@@ -49,19 +49,25 @@ impl UserPage {
         }
     }
 
-    /// The page at `address` if it is there, without sleeping, and writable if `write`.
-    fn present(address: usize, write: bool) -> Option<Self> {
-        let mut page = core::ptr::null_mut();
-        let flags = if write { bindings::FOLL_WRITE } else { 0 };
-        // SAFETY: As in `fault_in`.
+    /// The pages from `address` on, at most [`RUN`] and at most `count`, as far as they are there and the process may write
+    /// to them. Doesn't sleep.
+    pub(crate) fn present(address: usize, count: usize) -> Run {
+        let mut pages = [core::ptr::null_mut(); RUN];
+        // SAFETY: There is place for that many; the current task has an address space, as it is in an ioctl.
         let got = unsafe {
-            bindings::get_user_pages_fast_only(address & !(PAGE_SIZE - 1), 1, flags, &mut page)
+            bindings::get_user_pages_fast_only(
+                address & !(PAGE_SIZE - 1),
+                count.min(RUN) as i32,
+                bindings::FOLL_WRITE,
+                pages.as_mut_ptr(),
+            )
         };
-        // INVARIANT: The call took a reference if it returned 1.
-        (got == 1).then(|| Self {
-            page,
-            writable: write,
-        })
+        // INVARIANT: The call took a reference to each of the first `got`.
+        Run {
+            pages,
+            next: 0,
+            got: usize::try_from(got).unwrap_or(0),
+        }
     }
 
     /// Its physical address.
@@ -76,6 +82,13 @@ impl UserPage {
         unsafe { ffi::xvm_page_is_huge(self.page.cast()) }
     }
 
+    /// Whether a write to it is nothing that the kernel has to be told: it is nobody's but the process's, or is known to differ
+    /// from what is stored.
+    pub(crate) fn is_dirty(&self) -> bool {
+        // SAFETY: As in `phys`.
+        unsafe { ffi::xvm_page_is_dirty(self.page.cast()) }
+    }
+
     /// Tells the kernel that it will have been written to by the guest.
     pub(crate) fn set_dirty(&self) {
         // SAFETY: As in `phys`; only flags are set.
@@ -87,6 +100,47 @@ impl Drop for UserPage {
     fn drop(&mut self) {
         // SAFETY: By the type's invariant.
         unsafe { ffi::xvm_put_page(self.page.cast()) };
+    }
+}
+
+/// Pages that follow each other, writable.
+///
+/// # Invariants
+///
+/// Holds a reference to each page from `next` to `got`.
+pub(crate) struct Run {
+    pages: [*mut bindings::page; RUN],
+    next: usize,
+    got: usize,
+}
+
+impl Run {
+    /// Whether no page is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.next >= self.got
+    }
+}
+
+impl Iterator for Run {
+    type Item = UserPage;
+
+    fn next(&mut self) -> Option<UserPage> {
+        if self.is_empty() {
+            return None;
+        }
+        let page = *self.pages.get(self.next)?;
+        self.next += 1;
+        // INVARIANT: The reference is the new value's.
+        Some(UserPage {
+            page,
+            writable: true,
+        })
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.for_each(drop);
     }
 }
 

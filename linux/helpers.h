@@ -36,6 +36,7 @@ int xvm_rdmsr_safe(u32 msr, u64 *value);
 void xvm_put_page(struct page *page);
 void xvm_set_page_dirty(struct page *page);
 bool xvm_page_is_huge(struct page *page);
+bool xvm_page_is_dirty(struct page *page);
 void xvm_cond_resched(void);
 void xvm_put_task(struct task_struct *task);
 bool xvm_host_encrypts_memory(void);

@@ -146,6 +146,8 @@ impl<V: XvmOps> Vcpu<V> {
             if task::signal_pending() {
                 return Err(EINTR);
             }
+            // What nobody uses any more of old slots is freed here rather than with interrupts off.
+            self.slots.refresh();
             if self.slots.ring().is_some_and(|ring| ring.is_full()) {
                 self.set_exit(uapi::KVM_EXIT_DIRTY_RING_FULL);
                 return Ok(());

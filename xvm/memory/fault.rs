@@ -55,7 +55,13 @@ impl<F: PageFormat> Memory<F> {
         spare.fill()?;
         let sequence = self.guarded.lock().sequence;
         let user = region.user_address(gpa & !0xfff);
-        let page = UserPage::fault_in(user, write)?;
+        // To the end of the slot; the tables' own end is looked at when they are filled.
+        let left = region.range().end.saturating_sub(gpa & !0xfff) / PAGE_SIZE as u64;
+        let mut run = UserPage::present(user, left as usize);
+        let page = match run.next() {
+            Some(page) => page,
+            None => UserPage::fault_in(user, write)?,
+        };
         let mapping = Self::large(region, gpa, &page).unwrap_or(Mapping {
             gpa: gpa & !0xfff,
             phys: page.phys(),
@@ -70,7 +76,7 @@ impl<F: PageFormat> Memory<F> {
             let mut guarded = self.guarded.lock();
             let (size, start) = match mapping.large {
                 true => (PAGE_2M as usize, region.user_address(mapping.gpa)),
-                false => (PAGE_SIZE, user),
+                false => (gup::RUN * PAGE_SIZE, user),
             };
             let touched =
                 guarded.invalid.start < start.saturating_add(size) && start < guarded.invalid.end;
@@ -83,7 +89,14 @@ impl<F: PageFormat> Memory<F> {
             if mapping.writable {
                 view.log(region, gpa);
             }
-            guarded.tables.map(&mapping, spare)
+            let stale = guarded.tables.map(&mapping, spare);
+            if !mapping.large && !run.is_empty() {
+                // What is there anyway is mapped before the guest asks; written to by nobody, it becomes no more dirty by it.
+                let allowed = !region.read_only && !region.logged;
+                let pages = run.map(|page| (page.phys(), allowed && page.is_dirty()));
+                guarded.tables.map_behind(mapping.gpa, pages);
+            }
+            stale
         };
         if flush.is_some() {
             self.flush();

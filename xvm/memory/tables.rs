@@ -143,6 +143,24 @@ impl<F: PageFormat> Tables<F> {
         stale
     }
 
+    /// Maps pages that follow the one at `gpa`, which [`Tables::map`] has mapped, where nothing is mapped yet: `pages` are their physical
+    /// addresses, and whether they are writable. They don't count as accessed. No further than the table reaches.
+    pub(crate) fn map_behind(&mut self, gpa: u64, pages: impl Iterator<Item = (u64, bool)>) {
+        let mut view = self.root.view();
+        for level in (2..=ROOT_LEVEL).rev() {
+            match view.child(index(gpa, level)) {
+                Some(child) => view = child,
+                None => return,
+            }
+        }
+        for (at, (phys, writable)) in (index(gpa, 1) + 1..ENTRIES).zip(pages) {
+            if view.get(at) & F::PRESENT == 0 {
+                let writable = if writable { F::WRITABLE } else { 0 };
+                view.set_leaf(at, F::LEAF & !F::ACCESSED | phys & ADDRESS | writable);
+            }
+        }
+    }
+
     /// Fills an empty table with what a page of 2 MiB maps, of which `large` is the entry.
     fn split(table: &mut Table, large: u64) {
         let mut view = table.view();
