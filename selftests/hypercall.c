@@ -254,6 +254,9 @@ TEST_F(hypercall, between_vcpus)
 			guest_load(&self->vm, wait_for_kick);
 			run_to_end(&others[0]);
 			EXPECT_EQ(PORT_DONE, others[0].run->io.port);
+			/* KVM in QEMU doesn't come back from the HLT of a thread of its own. */
+			if (!device_is_xvm())
+				goto free;
 			ASSERT_EQ(0, pthread_create(&threads[1], NULL, run_to_end, &others[1]));
 			/* There is room for the call behind the code that waits. */
 			struct kvm_regs regs;
@@ -283,6 +286,7 @@ TEST_F(hypercall, between_vcpus)
 				EXPECT_EQ(0x40, guest_report(&self->vm)->vector);
 			}
 		}
+free:
 		for (int i = 0; i < 2; i++)
 			vcpu_free(&others[i]);
 	}
