@@ -206,4 +206,31 @@ TEST_F(cpuid, change_after_run)
 	EXPECT_EQ(list.entries[0].ebx ^ 1, seen[1]);
 }
 
+/* The ioctl from before leaves had subleaves. */
+TEST(old_ioctl)
+{
+	struct {
+		struct kvm_cpuid header;
+		struct kvm_cpuid_entry entries[2];
+	} list = { .header.nent = 2, .entries = { { .function = 0, .eax = 1 }, { .function = 1, .eax = 0x123, .ebx = 4, .ecx = 5, .edx = 6 } } };
+	struct {
+		struct kvm_cpuid2 header;
+		struct kvm_cpuid_entry2 entries[2];
+	} seen = { .header.nent = 2 };
+	struct vm vm = vm_create();
+	struct vcpu vcpu = vcpu_create(&vm, 0);
+
+	EXPECT_EQ(-EFAULT, try_ioctl(vcpu.fd, KVM_SET_CPUID, 8));
+	ASSERT_EQ(0, try_ioctl(vcpu.fd, KVM_SET_CPUID, &list));
+	ASSERT_EQ(0, try_ioctl(vcpu.fd, KVM_GET_CPUID2, &seen));
+	EXPECT_EQ(2, seen.header.nent);
+	EXPECT_EQ(1, seen.entries[1].function);
+	EXPECT_EQ(0x123, seen.entries[1].eax);
+	EXPECT_EQ(4, seen.entries[1].ebx);
+	list.header.nent = 257;
+	EXPECT_EQ(-E2BIG, try_ioctl(vcpu.fd, KVM_SET_CPUID, &list));
+	vcpu_free(&vcpu);
+	vm_free(&vm);
+}
+
 XVM_TEST_MAIN

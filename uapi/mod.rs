@@ -43,6 +43,7 @@ macro_rules! plain {
 
 plain!(
     kvm_clock_data,
+    kvm_cpuid_entry,
     kvm_cpuid_entry2,
     kvm_create_guest_memfd,
     kvm_debugregs,

@@ -387,6 +387,7 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
             uapi::KVM_GET_MSRS => vcpu.get_msrs(arg),
             uapi::KVM_SET_MSRS => vcpu.set_msrs(arg),
             uapi::KVM_GET_CPUID2 => vcpu.get_cpuid2(arg),
+            uapi::KVM_SET_CPUID => vcpu.set_cpuid(arg),
             uapi::KVM_SET_CPUID2 => vcpu.set_cpuid2(arg),
             uapi::KVM_GET_LAPIC => vcpu.get_lapic(arg),
             uapi::KVM_SET_LAPIC => vcpu.set_lapic(arg),

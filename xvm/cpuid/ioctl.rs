@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `KVM_GET_SUPPORTED_CPUID`, `KVM_SET_CPUID2`, `KVM_GET_CPUID2` (api.rst, 4.46, 4.20, 4.45).
+//! `KVM_GET_SUPPORTED_CPUID`, `KVM_SET_CPUID`, `KVM_SET_CPUID2`, `KVM_GET_CPUID2` (api.rst, 4.46, 4.20, 4.45).
 //!
 //! The argument is `struct kvm_cpuid2`: a count, padding, and as many entries.
 
@@ -9,6 +9,7 @@ use super::guest::GuestCpuid;
 use super::supported::supported;
 use super::ENTRIES_MAX;
 use crate::linux::user;
+use crate::uapi::kvm_cpuid_entry;
 use crate::uapi::kvm_cpuid_entry2;
 use crate::xvm::machine::Machine;
 use crate::xvm::pv;
@@ -16,6 +17,9 @@ use crate::xvm::vcpu::Vcpu;
 use crate::xvm::XvmOps;
 use core::mem::size_of;
 use kernel::prelude::*;
+
+/// Offset of the entries in `struct kvm_cpuid`, behind their count and padding.
+const OLD_ENTRIES: usize = 8;
 
 /// Offset of the entries in `struct kvm_cpuid2`.
 const ENTRIES: usize = 8;
@@ -71,6 +75,38 @@ impl<V: XvmOps> Vcpu<V> {
         for n in 0..count as usize {
             entries.push(user::read(entry_address(arg, n)?)?, GFP_KERNEL_ACCOUNT)?;
         }
+        self.take_cpuid(entries)
+    }
+
+    /// `KVM_SET_CPUID`, from before leaves had subleaves.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vcpu::set_cpuid2`].
+    pub(crate) fn set_cpuid(&mut self, arg: usize) -> Result<isize> {
+        let count: u32 = user::read(arg)?;
+        if count > ENTRIES_MAX {
+            return Err(E2BIG);
+        }
+        let mut entries = KVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
+        for n in 0..count as usize {
+            let offset = OLD_ENTRIES + n * size_of::<kvm_cpuid_entry>();
+            let at = arg.checked_add(offset).ok_or(EFAULT)?;
+            let old: kvm_cpuid_entry = user::read(at)?;
+            let entry = kvm_cpuid_entry2 {
+                function: old.function,
+                eax: old.eax,
+                ebx: old.ebx,
+                ecx: old.ecx,
+                edx: old.edx,
+                ..kvm_cpuid_entry2::default()
+            };
+            entries.push(entry, GFP_KERNEL_ACCOUNT)?;
+        }
+        self.take_cpuid(entries)
+    }
+
+    fn take_cpuid(&mut self, entries: KVec<kvm_cpuid_entry2>) -> Result<isize> {
         let machine = &self.vm.machine;
         let words = Words::of_machine(&machine.fpu, &machine.caps.features);
         let mut cpuid =
