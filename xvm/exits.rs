@@ -165,6 +165,7 @@ fn halt<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
         return false;
     };
     vcpu.skip(skip);
+    vcpu.shared.stats.halt_exits.add(1);
     if !vcpu.wakes() {
         vcpu.mp_state = MpState::Halted;
     }

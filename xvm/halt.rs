@@ -86,7 +86,6 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Waits for something to look at; false when a signal ended it.
     fn wait(&self, poll_until: u64) -> bool {
-        self.shared.stats.halt_exits.add(1);
         let pic = self.mp_state == MpState::Halted && self.interruptible();
         let ready = || !self.shared.mailbox.is_empty() || (pic && self.pic_interrupt());
         task::poll_while_alone(poll_until, ready) || self.shared.wait.wait(ready)
