@@ -120,7 +120,7 @@ mod tests {
         assert!(Doorbell::new(Space::Memory, u64::MAX - 3, 4, None).is_err());
         assert!(Doorbell::new(Space::Memory, u64::MAX - 4, 4, None).is_ok());
         assert!(Doorbell::new(Space::Memory, u64::MAX, 0, None).is_ok());
-        assert!(Doorbell::new(Space::Memory, 0, 1 << 8 | 4, None).is_err());
+        assert!(Doorbell::new(Space::Memory, 0, (1 << 8) | 4, None).is_err());
     }
 
     #[test]
