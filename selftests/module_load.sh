@@ -113,7 +113,8 @@ load_kvm() {
 	fi
 	[ -c /dev/kvm ]
 }
-unload_kvm() { rmmod "$(kvm_name)" && rmmod kvm; }
+# Also when only a part of it could be loaded.
+unload_kvm() { { ! is_loaded "$(kvm_name)" || rmmod "$(kvm_name)"; } && { ! is_loaded kvm || rmmod kvm; }; }
 
 # A guest on each device, at the same time.
 both_run() {
