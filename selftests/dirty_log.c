@@ -306,7 +306,8 @@ TEST_F(dirty_log, bad_arguments)
 	EXPECT_EQ(-ENOENT, get_log(&self->vm, 1, self->log));
 	EXPECT_EQ(-ENOENT, clear_log(&self->vm, 1, 0, 64, self->log));
 	set_slot(self, KVM_MEM_LOG_DIRTY_PAGES);
-	EXPECT_EQ(-EINVAL, get_log(&self->vm, 1 << 16 | 1, self->log));
+	EXPECT_EQ(-ENOENT, get_log(&self->vm, 1 << 16 | 1, self->log));
+	EXPECT_EQ(-EINVAL, get_log(&self->vm, 2 << 16 | 1, self->log));
 	EXPECT_EQ(-EINVAL, get_log(&self->vm, 40000, self->log));
 	EXPECT_EQ(-EINVAL, clear_log(&self->vm, ~0u, 0, 64, self->log));
 	EXPECT_EQ(-EINVAL, clear_log(&self->vm, 1, 1, 64, self->log));

@@ -53,7 +53,6 @@ use crate::xvm::ops::Capabilities;
 use crate::xvm::ops::Config;
 use crate::xvm::ops::Delivery;
 use crate::xvm::ops::Offer;
-use crate::xvm::ops::VcpuConfig;
 use crate::xvm::ops::XvmOps;
 use crate::xvm::state::CodeContext;
 use crate::xvm::state::Event;
@@ -83,8 +82,8 @@ impl XvmOps for Svm {
         cpu::Cpu::new(cpu)
     }
 
-    fn alloc(_caps: &Capabilities, config: &VcpuConfig) -> Result<vcpu::Vcpu> {
-        vcpu::Vcpu::new(config)
+    fn alloc(_caps: &Capabilities, root: u64) -> Result<vcpu::Vcpu> {
+        vcpu::Vcpu::new(root)
     }
 
     fn free(_vcpu: &mut vcpu::Vcpu) {

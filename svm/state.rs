@@ -284,6 +284,7 @@ impl Vcpu {
             // The next window's opening chooses the permission map.
             self.last_cpu = None;
         }
+        self.set_root(config.root);
         self.set_debugging(config.debug);
     }
 }

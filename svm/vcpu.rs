@@ -17,7 +17,6 @@ use super::vmcb::Clean;
 use super::vmcb::Vmcb;
 use super::window::Window;
 use crate::linux::page::Page4k;
-use crate::xvm::ops::VcpuConfig;
 use crate::xvm::state::Gprs;
 use crate::xvm::state::SystemRegs;
 use crate::xvm::state::UserRegs;
@@ -41,8 +40,10 @@ pub(crate) struct Vcpu {
     pub(super) id: u64,
     page: Page4k,
     pub(super) context: Context,
-    /// The fifth level of the nested page tables, where the CPU wants one.
-    _fifth_level: Option<Page4k>,
+    /// The root of the nested page tables' four levels.
+    root: u64,
+    /// Their fifth level, where the CPU wants one.
+    fifth_level: Option<Page4k>,
     pub(super) features: Features,
     pub(super) hidden: Hidden,
     pub(super) tsc_aux: u64,
@@ -77,10 +78,10 @@ impl Vcpu {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(super) fn new(config: &VcpuConfig) -> Result<Self> {
+    pub(super) fn new(root: u64) -> Result<Self> {
         let features = probe::features()?;
         let fifth_level = match features.five_levels {
-            true => Some(fifth_level(config.root)?),
+            true => Some(fifth_level(root)?),
             false => None,
         };
         let page = Page4k::new()?;
@@ -111,11 +112,11 @@ impl Vcpu {
             window: None,
             synced: Cell::new(true),
             reload: false,
-            _fifth_level: None,
+            root,
+            fifth_level,
         };
-        let root = fifth_level.as_ref().map_or(config.root, Page4k::phys);
-        vcpu.vmcb_mut().reset(&features, root);
-        vcpu._fifth_level = fifth_level;
+        let top = vcpu.fifth_level.as_ref().map_or(root, Page4k::phys);
+        vcpu.vmcb_mut().reset(&features, top);
         vcpu.set_system_regs(&SystemRegs::at_power_up());
         vcpu.load_user_regs(&UserRegs::at_power_up());
         Ok(vcpu)
@@ -178,6 +179,22 @@ impl Vcpu {
         self.synced.set(synced);
     }
 
+    /// Changes the root of the nested page tables.
+    pub(super) fn set_root(&mut self, root: u64) {
+        if core::mem::replace(&mut self.root, root) == root {
+            return;
+        }
+        match &self.fifth_level {
+            Some(page) => set_fifth_level(page, root),
+            None => {
+                let control = &mut self.vmcb_mut().control;
+                control.nested_cr3 = root;
+                control.clean = control.clean.with_nested_paging(false);
+            }
+        }
+        self.drop_translations();
+    }
+
     /// The general registers but RSP.
     pub(super) fn gprs(&mut self) -> &mut Gprs {
         &mut self.context.gprs
@@ -185,9 +202,18 @@ impl Vcpu {
 }
 
 /// A root of five-level tables, of which the four-level tables at physical address `root` are all.
+///
+/// # Errors
+///
+/// `ENOMEM`.
 fn fifth_level(root: u64) -> Result<Page4k> {
     let page = Page4k::new()?;
-    // SAFETY: The page is ours, aligned and large enough.
-    unsafe { page.as_ptr().cast::<u64>().write(npt::table(root)) };
+    set_fifth_level(&page, root);
     Ok(page)
+}
+
+/// Makes `page` the root of five-level tables, of which the four-level tables at physical address `root` are all.
+fn set_fifth_level(page: &Page4k, root: u64) {
+    // SAFETY: The page is ours, aligned and large enough. A CPU may be reading it if the guest runs, which it doesn't: the vCPU's thread is here.
+    unsafe { page.as_ptr().cast::<u64>().write_volatile(npt::table(root)) };
 }

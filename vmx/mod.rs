@@ -49,7 +49,6 @@ use crate::xvm::ops::Capabilities;
 use crate::xvm::ops::Config;
 use crate::xvm::ops::Delivery;
 use crate::xvm::ops::Offer;
-use crate::xvm::ops::VcpuConfig;
 use crate::xvm::ops::XvmOps;
 use crate::xvm::state::CodeContext;
 use crate::xvm::state::Event;
@@ -79,8 +78,8 @@ impl XvmOps for Vmx {
         Ok(cpu::Cpu::new(cpu))
     }
 
-    fn alloc(_caps: &Capabilities, config: &VcpuConfig) -> Result<Self::Vcpu> {
-        vcpu::Vcpu::new(config)
+    fn alloc(_caps: &Capabilities, root: u64) -> Result<Self::Vcpu> {
+        vcpu::Vcpu::new(root)
     }
 
     fn free(_vcpu: &mut Self::Vcpu) {
@@ -139,6 +138,7 @@ impl XvmOps for Vmx {
         vcpu.tsc_offset.set(config.tsc_offset);
         let multiplier = config.tsc_ratio.unwrap_or(capability::TSC_UNSCALED);
         vcpu.tsc_multiplier.set(multiplier);
+        vcpu.set_root(config.root);
         vcpu.primary
             .set_bits(field::primary::HLT_EXITING, !config.free_hlt);
         vcpu.set_pause_exiting(!config.free_pause);

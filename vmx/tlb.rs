@@ -99,6 +99,16 @@ impl Tlb {
         self.eptp
     }
 
+    /// Changes the EPT pointer. Whether it was another; then nothing that CPUs may remember of the new one counts.
+    pub(super) fn set_eptp(&mut self, eptp: u64) -> bool {
+        let new = self.eptp != eptp;
+        if new {
+            self.eptp = eptp;
+            self.flush_all();
+        }
+        new
+    }
+
     /// The VPID, 0 if it has none.
     pub(super) fn vpid(&self) -> u16 {
         self.vpid.as_ref().map_or(0, Vpid::number)

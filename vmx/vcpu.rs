@@ -23,7 +23,6 @@ use super::tlb::Vpid;
 use super::vmcs::Vmcs;
 use crate::linux::page::Page4k;
 use crate::linux::x86;
-use crate::xvm::ops::VcpuConfig;
 use crate::xvm::state::SystemRegs;
 use crate::xvm::state::UserRegs;
 use core::sync::atomic::AtomicU64;
@@ -74,7 +73,7 @@ static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 impl Vcpu {
     /// `XvmOps::alloc`.
-    pub(super) fn new(config: &VcpuConfig) -> Result<Self> {
+    pub(super) fn new(root: u64) -> Result<Self> {
         let mut controls = Controls::read()?;
         let vpid = match controls.secondary & secondary::ENABLE_VPID != 0 {
             true => Vpid::new(),
@@ -83,7 +82,7 @@ impl Vcpu {
         if vpid.is_none() {
             controls.secondary &= !secondary::ENABLE_VPID;
         }
-        let eptp = ept::pointer(config.root, controls.accessed_dirty);
+        let eptp = ept::pointer(root, controls.accessed_dirty);
         let mut vcpu = Self {
             vmcs: Vmcs::new()?,
             frame: Frame::default(),
@@ -114,6 +113,14 @@ impl Vcpu {
                 pr_err!("a new VMCS can't be set up: {failure:?}\n");
                 Err(EIO)
             }
+        }
+    }
+
+    /// Changes the root of the second-level tables.
+    pub(super) fn set_root(&mut self, root: u64) {
+        let eptp = ept::pointer(root, self.controls.accessed_dirty);
+        if self.tlb.set_eptp(eptp) {
+            self.vmcs.write(field::EPT_POINTER, eptp);
         }
     }
 

@@ -61,16 +61,12 @@ impl fmt::Display for Features {
     }
 }
 
-/// What makes a vCPU, beyond what it can be told later.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct VcpuConfig {
-    /// Host physical address of the root of the VM's second-level page tables, 4 KiB aligned.
-    pub(crate) root: u64,
-}
-
-/// What the VMM has set up of how a vCPU runs, and can change at any time.
+/// How a vCPU runs: above all what the VMM has set up and can change at any time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Config {
+    /// Host physical address of the root of its second-level page tables, 4 KiB aligned: those of the address space that it is in. With a
+    /// new one it finds no translation by the one before.
+    pub(crate) root: u64,
     /// What the guest's RDTSC adds to the host's TSC, modulo 2^64.
     pub(crate) tsc_offset: u64,
     /// What the host's TSC is multiplied with before that, with [`TscScaling::fraction`] bits behind the point. `None`: 1.
@@ -151,8 +147,8 @@ pub(crate) trait XvmOps: Sized + Send + Sync + 'static {
 
     // --- a vCPU's life ---
 
-    /// Makes a vCPU in the state that follows power-up (SDM vol 3, table 10-1). May sleep.
-    fn alloc(caps: &Capabilities, config: &VcpuConfig) -> Result<Self::Vcpu>;
+    /// Makes a vCPU in the state that follows power-up (SDM vol 3, table 10-1), with second-level tables whose root is `root`, as in [`Config`]. May sleep.
+    fn alloc(caps: &Capabilities, root: u64) -> Result<Self::Vcpu>;
 
     /// Gives up what the hardware or the vendor's own tables know of a vCPU, which is dropped after this. May sleep.
     fn free(vcpu: &mut Self::Vcpu);
@@ -204,7 +200,7 @@ pub(crate) trait XvmOps: Sized + Send + Sync + 'static {
     /// Sets CR8, 0 to 15.
     fn set_tpr(vcpu: &mut Self::Vcpu, tpr: u8);
 
-    /// Makes the vCPU run as `config` says from its next entry on. Replaces the configuration before; a new vCPU has the default.
+    /// Makes the vCPU run as `config` says from its next entry on. Replaces the configuration before; a new vCPU has the default, but for its root.
     fn configure(vcpu: &mut Self::Vcpu, config: &Config);
 
     // --- events ---

@@ -12,13 +12,14 @@ use super::extension;
 use super::guest_debug::GuestDebug;
 use super::kick::Presence;
 use super::mce::Mce;
+use super::memory::AsId;
+use super::memory::MainView;
 use super::memory::Ring;
 use super::memory::Spare;
 use super::memory::View;
 use super::msr::MsrFilter;
 use super::msr::Msrs;
 use super::ops::Config;
-use super::ops::VcpuConfig;
 use super::platform::halt_poll::HaltPoll;
 use super::platform::lapic::Lapic;
 use super::platform::mailbox::Mailbox;
@@ -212,8 +213,11 @@ impl<V: XvmOps> Vcpu<V> {
         bus_cycle_ns: u64,
     ) -> Result<Self> {
         let slots = vm.memory.view()?;
-        let config = VcpuConfig {
-            root: vm.memory.root(),
+        let config = Config {
+            root: vm.memory.root(AsId::Main),
+            free_hlt: vm.switches.is_free(uapi::KVM_X86_DISABLE_EXITS_HLT),
+            free_pause: vm.switches.is_free(uapi::KVM_X86_DISABLE_EXITS_PAUSE),
+            ..Config::default()
         };
         let bootstrap = shared.bootstrap;
         let lapic = match vm.irqchip() {
@@ -231,7 +235,7 @@ impl<V: XvmOps> Vcpu<V> {
             _ => MpState::Runnable,
         };
         let mut vcpu = Self {
-            arch: V::alloc(&vm.machine.caps, &config)?,
+            arch: V::alloc(&vm.machine.caps, config.root)?,
             fpu: GuestFpu::new(vm.machine.fpu)?,
             lapic,
             events: Events::default(),
@@ -254,11 +258,7 @@ impl<V: XvmOps> Vcpu<V> {
             last_cpu: u32::MAX,
             cr8: 0,
             spare: Spare::default(),
-            config: Config {
-                free_hlt: vm.switches.is_free(uapi::KVM_X86_DISABLE_EXITS_HLT),
-                free_pause: vm.switches.is_free(uapi::KVM_X86_DISABLE_EXITS_PAUSE),
-                ..Config::default()
-            },
+            config,
             tsc_khz: 0,
             pv: Pv::default(),
             timer_stale: false,
@@ -288,7 +288,15 @@ impl<V: XvmOps> Vcpu<V> {
         self.current_slots().by_gpa(gpa).is_some()
     }
 
-    /// The VM's slots as they are now.
+    /// The VM's main address space as it is now, where the structures of the paravirtual interface are, as in KVM, also while the
+    /// vCPU is in system management mode.
+    #[inline]
+    pub(crate) fn main_slots(&mut self) -> MainView<'_> {
+        self.slots.refresh();
+        self.slots.main()
+    }
+
+    /// The VM's slots as they are now, and as the vCPU finds them.
     #[inline]
     pub(crate) fn current_slots(&mut self) -> &View {
         self.slots.refresh();

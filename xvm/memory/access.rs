@@ -6,9 +6,11 @@
 use super::ring::Ring;
 use super::ring::Rings;
 use super::slots::Current;
+use super::AsId;
 use super::Region;
 use super::Slots;
 use crate::linux::user;
+use core::ops::Deref;
 use core::sync::atomic::fence;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -18,9 +20,31 @@ use kernel::sync::Arc;
 pub(crate) struct View {
     current: Arc<Current>,
     slots: Arc<Slots>,
+    /// The address space that the vCPU is in.
+    as_id: AsId,
     /// Where the vCPU's writes are logged, if not in the slots' bitmaps.
     ring: Option<Arc<Ring>>,
     rings: Arc<Rings>,
+}
+
+/// A [`View`] of the main address space, which goes back to where it was when this is dropped.
+pub(crate) struct MainView<'a> {
+    view: &'a mut View,
+    before: AsId,
+}
+
+impl Deref for MainView<'_> {
+    type Target = View;
+
+    fn deref(&self) -> &View {
+        self.view
+    }
+}
+
+impl Drop for MainView<'_> {
+    fn drop(&mut self) {
+        self.view.as_id = self.before;
+    }
 }
 
 impl Drop for View {
@@ -40,6 +64,7 @@ impl View {
     pub(super) fn new(current: Arc<Current>, rings: Arc<Rings>) -> Result<Self> {
         Ok(Self {
             slots: current.get(),
+            as_id: AsId::Main,
             current,
             ring: rings.add()?,
             rings,
@@ -70,10 +95,22 @@ impl View {
         self.slots.generation()
     }
 
+    /// The address space that it looks at.
+    #[inline]
+    pub(crate) fn as_id(&self) -> AsId {
+        self.as_id
+    }
+
+    /// The main address space as long as what is returned lives, wherever the vCPU is.
+    pub(crate) fn main(&mut self) -> MainView<'_> {
+        let before = core::mem::take(&mut self.as_id);
+        MainView { view: self, before }
+    }
+
     /// The slot that guest-physical `gpa` is in.
     #[inline]
     pub(crate) fn by_gpa(&self, gpa: u64) -> Option<&Region> {
-        self.slots.by_gpa(gpa)
+        self.slots.by_gpa(self.as_id, gpa)
     }
 
     /// The page at `gpa` in `region` is being written to: if that is to be logged, it is. Does not sleep.
@@ -96,7 +133,7 @@ impl View {
         if !self.is_current() {
             // Logging may have begun since these slots were looked up. If it begins after this, the write was before it.
             let slots = self.current.get();
-            if let Some(region) = slots.by_gpa(gpa) {
+            if let Some(region) = slots.by_gpa(self.as_id, gpa) {
                 self.log(region, gpa);
             }
         }

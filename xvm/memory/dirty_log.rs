@@ -8,7 +8,7 @@
 //! in the next harvest.
 
 use super::bitmap::WORD;
-use super::region::SLOT_LIMIT;
+use super::region::as_id_of;
 use super::slots::Slots;
 use super::Bitmap;
 use super::Memory;
@@ -32,9 +32,7 @@ const WORD_BYTES: u64 = WORD * PAGE_SIZE as u64;
 
 /// The log of a slot.
 fn logged(slots: &Slots, slot: u32) -> Result<(&Arc<Region>, &Arc<Bitmap>)> {
-    if slot >= SLOT_LIMIT {
-        return Err(EINVAL);
-    }
+    as_id_of(slot)?;
     let region = slots.by_id(slot).ok_or(ENOENT)?;
     Ok((region, region.dirty.as_ref().ok_or(ENOENT)?))
 }
@@ -146,7 +144,7 @@ impl<F: PageFormat> Memory<F> {
                     let length = (left >> run).trailing_ones();
                     let from = start + u64::from(run) * PAGE_SIZE as u64;
                     let to = from + u64::from(length) * PAGE_SIZE as u64;
-                    any |= guarded.tables.protect(&(from..to));
+                    any |= guarded.tables[region.as_id.index()].protect(&(from..to));
                     left &= match run + length {
                         64.. => 0,
                         end => u64::MAX << end,

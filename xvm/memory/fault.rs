@@ -89,12 +89,13 @@ impl<F: PageFormat> Memory<F> {
             if mapping.writable {
                 view.log(region, gpa);
             }
-            let stale = guarded.tables.map(&mapping, spare);
+            let tables = &mut guarded.tables[view.as_id().index()];
+            let stale = tables.map(&mapping, spare);
             if !mapping.large && !run.is_empty() {
                 // What is there anyway is mapped before the guest asks; written to by nobody, it becomes no more dirty by it.
                 let allowed = !region.read_only && !region.logged;
                 let pages = run.map(|page| (page.phys(), allowed && page.is_dirty()));
-                guarded.tables.map_behind(mapping.gpa, pages);
+                tables.map_behind(mapping.gpa, pages);
             }
             stale
         };

@@ -16,6 +16,7 @@ use super::access::View;
 use super::fault::Filled;
 use super::tables::Mapping;
 use super::tables::Spare;
+use super::AsId;
 use super::Memory;
 use super::PageFormat;
 use super::Region;
@@ -44,6 +45,7 @@ const SHARED: u64 = 1 << 1;
 /// A slot's part of a file.
 struct Binding {
     slot: u32,
+    as_id: AsId,
     pages: Range<u64>,
     /// Guest-physical address of the first page.
     gpa: u64,
@@ -113,6 +115,7 @@ impl Store {
         }
         let binding = Binding {
             slot: region.id,
+            as_id: region.as_id,
             pages: first..end,
             gpa: region.gpa,
         };
@@ -211,7 +214,7 @@ impl<F: PageFormat> Memory<F> {
             if !view.is_current() {
                 return Ok(Filled::Again);
             }
-            guarded.tables.map(&mapping, spare)
+            guarded.tables[view.as_id().index()].map(&mapping, spare)
         };
         if stale.is_some() {
             self.flush();
@@ -229,7 +232,8 @@ impl<F: PageFormat> GuestFile<F> {
             if start < end {
                 let page = PAGE_SIZE as u64;
                 let gpa = binding.gpa + (start - binding.pages.start) * page;
-                self.memory.unmap(&(gpa..gpa + (end - start) * page));
+                self.memory
+                    .unmap(binding.as_id, &(gpa..gpa + (end - start) * page));
             }
         }
     }

@@ -2,6 +2,7 @@
 
 //! Guest-physical memory.
 //!
+//! - [`as_id`]: a VM's two address spaces;
 //! - [`region`]: one slot: which guest-physical range is which range of the VMM's addresses;
 //! - [`slots`], [`tree`]: all slots of a VM, and the ordered set that they are kept in;
 //! - [`tables`]: the second-level page tables that make it so in the CPU;
@@ -14,6 +15,7 @@
 //! - [`access`]: a vCPU's view: reading and writing guest memory for the guest, through the VMM's addresses.
 
 mod access;
+mod as_id;
 mod bitmap;
 mod dirty_log;
 mod fault;
@@ -26,7 +28,9 @@ mod space;
 mod tables;
 mod tree;
 
+pub(crate) use access::MainView;
 pub(crate) use access::View;
+pub(crate) use as_id::AsId;
 pub(crate) use bitmap::Bitmap;
 pub(crate) use fault::Filled;
 pub(crate) use format::PageFormat;

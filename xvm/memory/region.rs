@@ -2,6 +2,7 @@
 
 //! One memory slot: a range of guest-physical addresses that is a range of the VMM's addresses.
 
+use super::AsId;
 use super::Backing;
 use super::Bitmap;
 use crate::linux::user;
@@ -11,7 +12,7 @@ use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
-/// Number of slots a VM may have (`KVM_CAP_NR_MEMSLOTS`).
+/// Number of slots an address space may have (`KVM_CAP_NR_MEMSLOTS`).
 pub(crate) const SLOT_LIMIT: u32 = 32764;
 
 /// The most pages a slot may have: fewer than 2^31, as in KVM, so that a dirty bitmap's bits have numbers of 31 bits.
@@ -20,12 +21,26 @@ const PAGES_LIMIT: u64 = 1 << 31;
 /// Second-level tables of four levels reach 48 bits.
 const GPA_LIMIT: u64 = 1 << 48;
 
+/// The address space of slot number `slot`, as the ABI has it.
+///
+/// # Errors
+///
+/// `EINVAL` for a number that no slot can have.
+pub(super) fn as_id_of(slot: u32) -> Result<AsId> {
+    match AsId::split(slot) {
+        Some((as_id, id)) if id < SLOT_LIMIT => Ok(as_id),
+        _ => Err(EINVAL),
+    }
+}
+
 /// What `KVM_SET_USER_MEMORY_REGION` asks for, checked for what can be checked without the other slots, and the log of
 /// writes that a slot has.
 #[derive(Clone)]
 pub(crate) struct Region {
-    /// The slot's number, below [`SLOT_LIMIT`].
+    /// The slot's number with that of its address space in the upper half, as the ABI has it.
     pub(crate) id: u32,
+    /// The address space.
+    pub(crate) as_id: AsId,
     /// First guest-physical address, page aligned.
     pub(crate) gpa: u64,
     /// Bytes, page aligned.
@@ -56,16 +71,13 @@ impl Region {
         let end = gpa.checked_add(size);
         let fits = end.is_some_and(|end| end <= GPA_LIMIT) && size / page < PAGES_LIMIT;
         let known = uapi::KVM_MEM_READONLY | uapi::KVM_MEM_LOG_DIRTY_PAGES;
-        if slot >= SLOT_LIMIT
-            || flags & !known != 0
-            || !aligned
-            || !fits
-            || !user::is_user_range(user, size)
-        {
+        let as_id = as_id_of(slot)?;
+        if flags & !known != 0 || !aligned || !fits || !user::is_user_range(user, size) {
             return Err(EINVAL);
         }
         Ok(Self {
             id: slot,
+            as_id,
             gpa,
             size,
             user,

@@ -5,7 +5,6 @@
 //! The vCPU's thread alone adds entries, [`Memory::reset_rings`] alone takes harvested ones out, and both count for
 //! themselves: whatever the VMM writes into the ring can make it lose entries of its own, and nothing else.
 
-use super::region::SLOT_LIMIT;
 use super::slots::Slots;
 use super::Memory;
 use super::PageFormat;
@@ -251,10 +250,11 @@ impl<F: PageFormat> Memory<F> {
             *left -= 1;
             count += 1;
             // The VMM may have written anything.
-            let region = (slot < SLOT_LIMIT).then(|| slots.by_id(slot)).flatten();
+            let region = slots.by_id(slot);
             if let Some(region) = region.filter(|region| page < region.pages()) {
                 let start = region.gpa + page * PAGE_SIZE as u64;
-                any |= guarded.tables.protect(&(start..start + PAGE_SIZE as u64));
+                any |= guarded.tables[region.as_id.index()]
+                    .protect(&(start..start + PAGE_SIZE as u64));
             }
         }
         if any {

@@ -2,10 +2,12 @@
 
 //! All memory slots of a VM: immutable, each change makes a new version that shares most of the one before.
 
+use super::as_id;
 use super::tree::ByGpa;
 use super::tree::ById;
 use super::tree::ByUser;
 use super::tree::Tree;
+use super::AsId;
 use super::Region;
 use core::ops::Range;
 use core::sync::atomic::AtomicU64;
@@ -19,7 +21,8 @@ use kernel::sync::SpinLock;
 pub(crate) struct Slots {
     /// Counts changes.
     generation: u64,
-    by_gpa: Tree<ByGpa>,
+    /// Those of each address space.
+    by_gpa: [Tree<ByGpa>; as_id::COUNT],
     by_user: Tree<ByUser>,
     by_id: Tree<ById>,
 }
@@ -29,7 +32,7 @@ impl Slots {
     pub(super) const fn new() -> Self {
         Self {
             generation: 0,
-            by_gpa: Tree::new(),
+            by_gpa: [const { Tree::new() }; as_id::COUNT],
             by_user: Tree::new(),
             by_id: Tree::new(),
         }
@@ -41,10 +44,10 @@ impl Slots {
         self.generation
     }
 
-    /// The slot that guest-physical `gpa` is in.
+    /// The slot that guest-physical `gpa` of an address space is in.
     #[inline]
-    pub(crate) fn by_gpa(&self, gpa: u64) -> Option<&Region> {
-        let region = self.by_gpa.last_from(gpa)?;
+    pub(crate) fn by_gpa(&self, as_id: AsId, gpa: u64) -> Option<&Region> {
+        let region = self.by_gpa[as_id.index()].last_from(gpa)?;
         region.holds(gpa).then_some(region)
     }
 
@@ -74,13 +77,15 @@ impl Slots {
             by_id: self.by_id.clone(),
         };
         if let Some(old) = self.by_id(new.id) {
-            next.by_gpa = next.by_gpa.without(old)?;
+            let by_gpa = &mut next.by_gpa[new.as_id.index()];
+            *by_gpa = by_gpa.without(old)?;
             next.by_user = next.by_user.without(old)?;
             next.by_id = next.by_id.without(old)?;
         }
         if new.size != 0 {
             let new = Arc::new(new, GFP_KERNEL_ACCOUNT)?;
-            next.by_gpa = next.by_gpa.with(&new)?;
+            let by_gpa = &mut next.by_gpa[new.as_id.index()];
+            *by_gpa = by_gpa.with(&new)?;
             next.by_user = next.by_user.with(&new)?;
             next.by_id = next.by_id.with(&new)?;
         }
@@ -91,7 +96,7 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// `EEXIST` when it overlaps another slot; `EINVAL` when it takes away a slot that isn't there, changes the size, the user
+    /// `EEXIST` when it overlaps another slot of its address space; `EINVAL` when it takes away a slot that isn't there, changes the size, the user
     /// address or the read-only flag of one that is, or anything of one that is bound to a file.
     pub(super) fn change(&self, new: &Region) -> Result<Change> {
         let old = self.by_id(new.id);
@@ -114,7 +119,7 @@ impl Slots {
             Some(_) => Change::Move,
         };
         let mut free = true;
-        self.by_gpa.each_touching(&new.range(), &mut |region| {
+        self.by_gpa[new.as_id.index()].each_touching(&new.range(), &mut |region| {
             free = free && region.id == new.id;
         });
         if free {

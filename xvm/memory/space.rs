@@ -19,10 +19,12 @@
 //! cleared already flushes as well, unless a flush has come after: `cleared` and `flushed` tell.
 
 use super::access::View;
+use super::as_id;
 use super::ring::Rings;
 use super::slots::Change;
 use super::slots::Current;
 use super::tables::Tables;
+use super::AsId;
 use super::Bitmap;
 use super::PageFormat;
 use super::Region;
@@ -42,7 +44,8 @@ use kernel::sync::SpinLock;
 const CHUNK: u64 = 1 << 30;
 
 pub(super) struct Guarded<F: PageFormat> {
-    pub(super) tables: Tables<F>,
+    /// Those of each address space.
+    pub(super) tables: [Tables<F>; as_id::COUNT],
     /// Invalidations of user addresses that have started and not ended, and the range around them.
     pub(super) invalidations: usize,
     pub(super) invalid: Range<usize>,
@@ -74,15 +77,15 @@ pub(crate) struct Memory<F: PageFormat> {
     pub(super) rings: Arc<Rings>,
     /// Counts what vCPUs must flush their TLBs for.
     flushes: AtomicU64,
-    root: u64,
+    roots: [u64; as_id::COUNT],
     kick: Arc<Kick>,
 }
 
 impl<F: PageFormat> Memory<F> {
     /// No memory yet. `kick` reaches the VM's vCPUs.
     pub(crate) fn new(kick: Arc<Kick>) -> Result<Arc<Self>> {
-        let tables = Tables::<F>::new()?;
-        let root = tables.root();
+        let tables = [Tables::<F>::new()?, Tables::<F>::new()?];
+        let roots = tables.each_ref().map(Tables::root);
         Arc::pin_init(
             try_pin_init!(Self {
                 update <- new_mutex!(LogOptions::default(), "xvm_memory_update"),
@@ -97,16 +100,16 @@ impl<F: PageFormat> Memory<F> {
                 current: Current::new()?,
                 rings: Rings::new()?,
                 flushes: AtomicU64::new(1),
-                root,
+                roots,
                 kick,
             }),
             GFP_KERNEL_ACCOUNT,
         )
     }
 
-    /// Physical address of the second-level root table; constant.
-    pub(crate) fn root(&self) -> u64 {
-        self.root
+    /// Physical address of the second-level root table of an address space; constant.
+    pub(crate) fn root(&self, as_id: AsId) -> u64 {
+        self.roots[as_id.index()]
     }
 
     /// The number that a vCPU must have flushed its TLB for before it enters the guest.
@@ -165,10 +168,10 @@ impl<F: PageFormat> Memory<F> {
         match (change, old) {
             (Change::Flags, Some(old)) if logged => {
                 let all_set = options.initially_set && !self.rings.are_used();
-                self.begin_log(&old.range(), all_set);
+                self.begin_log(old, all_set);
             }
             // Larger pages come back by faults.
-            (_, Some(old)) => self.unmap(&old.range()),
+            (_, Some(old)) => self.unmap(old.as_id, &old.range()),
             _ => {}
         }
         if let (Change::Delete, Some(backing)) = (change, old.and_then(|old| old.backing.as_ref()))
@@ -180,11 +183,15 @@ impl<F: PageFormat> Memory<F> {
 
     /// The first writes from now on are to be seen: nothing is writable; or, if all pages are taken for written to, not by
     /// pages that are larger than the log's.
-    fn begin_log(&self, range: &Range<u64>, initially_set: bool) {
-        self.change(range, |tables, part| match initially_set {
-            true => tables.protect_large(part),
-            false => tables.protect(part),
-        });
+    fn begin_log(&self, region: &Region, initially_set: bool) {
+        self.change(
+            region.as_id,
+            &region.range(),
+            |tables, part| match initially_set {
+                true => tables.protect_large(part),
+                false => tables.protect(part),
+            },
+        );
         self.flush_cleared();
     }
 
@@ -195,13 +202,18 @@ impl<F: PageFormat> Memory<F> {
         self.kick.all_and_wait();
     }
 
-    /// Changes the tables in a guest-physical range, part by part; `each` says whether it took something away.
-    fn change(&self, range: &Range<u64>, each: impl Fn(&mut Tables<F>, &Range<u64>) -> bool) {
+    /// Changes the tables of an address space in a guest-physical range, part by part; `each` says whether it took something away.
+    fn change(
+        &self,
+        as_id: AsId,
+        range: &Range<u64>,
+        each: impl Fn(&mut Tables<F>, &Range<u64>) -> bool,
+    ) {
         let mut start = range.start;
         while start < range.end {
             let end = range.end.min((start / CHUNK + 1) * CHUNK);
             let mut guarded = self.guarded.lock();
-            if each(&mut guarded.tables, &(start..end)) {
+            if each(&mut guarded.tables[as_id.index()], &(start..end)) {
                 guarded.cleared += 1;
             }
             start = end;
@@ -222,8 +234,8 @@ impl<F: PageFormat> Memory<F> {
     }
 
     /// Takes the mappings of a guest-physical range away, in the tables and in all TLBs.
-    pub(super) fn unmap(&self, range: &Range<u64>) {
-        self.change(range, Tables::unmap);
+    pub(super) fn unmap(&self, as_id: AsId, range: &Range<u64>) {
+        self.change(as_id, range, Tables::unmap);
         self.flush_cleared();
     }
 
@@ -232,7 +244,7 @@ impl<F: PageFormat> Memory<F> {
         let slots = self.current.get();
         slots.each_at_user(users, &mut |region| {
             if let Some(range) = region.guest_range(users) {
-                self.change(&range, Tables::unmap);
+                self.change(region.as_id, &range, Tables::unmap);
             }
         });
         self.flush_cleared();
@@ -264,7 +276,8 @@ impl<F: PageFormat> MmuNotifier for Memory<F> {
         let mut young = false;
         slots.each_at_user(&range, &mut |region| {
             if let Some(range) = region.guest_range(&range) {
-                young |= self.guarded.lock().tables.test_young(&range, clear);
+                let tables = &mut self.guarded.lock().tables[region.as_id.index()];
+                young |= tables.test_young(&range, clear);
             }
         });
         young

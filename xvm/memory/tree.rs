@@ -18,7 +18,7 @@ pub(super) trait Order {
     fn interval(region: &Region) -> Range<u64>;
 }
 
-/// By guest-physical address; no two overlap.
+/// By guest-physical address in one address space; no two overlap.
 pub(super) struct ByGpa;
 
 impl Order for ByGpa {
@@ -99,7 +99,7 @@ impl<O: Order> Tree<O> {
         Self::touching(&self.root, range, each);
     }
 
-    /// The recursion is as deep as the tree is high: 22 for all slots that there can be.
+    /// The recursion is as deep as the tree is high: 23 for all slots that there can be.
     fn touching(link: &Link, range: &Range<u64>, each: &mut impl FnMut(&Arc<Region>)) {
         let Some(node) = link.as_ref().filter(|node| node.end > range.start) else {
             return;

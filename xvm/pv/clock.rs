@@ -178,7 +178,7 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     fn write_time_info(&mut self, gpa: u64, mut info: TimeInfo) -> Result {
-        let slots = self.current_slots();
+        let slots = self.main_slots();
         let (mut version, mut flags) = ([0; 4], [0; 1]);
         slots.read(gpa.wrapping_add(TimeInfo::VERSION), &mut version)?;
         slots.read(gpa.wrapping_add(TimeInfo::FLAGS), &mut flags)?;
@@ -218,7 +218,7 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     fn write_wall_time(&mut self, gpa: u64, seconds: u64, ns: u64) -> Result {
-        let slots = self.current_slots();
+        let slots = self.main_slots();
         let mut version = [0; 4];
         slots.read(gpa, &mut version)?;
         let (odd, even) = pvclock::versions(u32::from_le_bytes(version));

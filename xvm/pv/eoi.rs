@@ -24,7 +24,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// [`Gp`] for an address that isn't aligned to 4 bytes, or where there is no memory.
     pub(super) fn set_pv_eoi(&mut self, value: u64) -> Result<(), Gp> {
         let gpa = value & !ENABLED;
-        if gpa % 4 != 0 || value & ENABLED != 0 && self.current_slots().by_gpa(gpa).is_none() {
+        if gpa % 4 != 0 || value & ENABLED != 0 && self.main_slots().by_gpa(gpa).is_none() {
             return Err(Gp);
         }
         self.pv.eoi = value;
@@ -49,7 +49,8 @@ impl<V: XvmOps> Vcpu<V> {
         let Some(lapic) = &self.lapic else { return };
         if lapic.eoi_can_wait(offered) {
             let gpa = self.pv.eoi & !ENABLED;
-            self.pv.eoi_announced = self.current_slots().write_nofault(gpa, &[CAN_WAIT]).is_ok();
+            let told = self.main_slots().write_nofault(gpa, &[CAN_WAIT]);
+            self.pv.eoi_announced = told.is_ok();
         }
     }
 
@@ -64,7 +65,7 @@ impl<V: XvmOps> Vcpu<V> {
     fn collect(&mut self) {
         self.pv.eoi_announced = false;
         let gpa = self.pv.eoi & !ENABLED;
-        let slots = self.current_slots();
+        let slots = self.main_slots();
         let mut byte = [0];
         // Where it can't be read any more, the guest can't have cleared it either.
         if slots.read_nofault(gpa, &mut byte).is_err() {
@@ -72,7 +73,10 @@ impl<V: XvmOps> Vcpu<V> {
         }
         if byte[0] & CAN_WAIT != 0 {
             let _ = slots.write_nofault(gpa, &[0]);
-        } else if let Some(lapic) = &mut self.lapic {
+            return;
+        }
+        drop(slots);
+        if let Some(lapic) = &mut self.lapic {
             let effect = lapic.eoi();
             self.apply(effect);
         }

@@ -217,7 +217,7 @@ impl<V: XvmOps> Vcpu<V> {
         pairing[..8].copy_from_slice(&(now.real / NS_PER_SECOND).to_le_bytes());
         pairing[8..16].copy_from_slice(&(now.real % NS_PER_SECOND).to_le_bytes());
         pairing[16..24].copy_from_slice(&self.guest_tsc_at(now.tsc).to_le_bytes());
-        match self.current_slots().write(gpa, &pairing) {
+        match self.main_slots().write(gpa, &pairing) {
             Ok(()) => answer::DONE,
             Err(_) => answer::EFAULT,
         }

@@ -146,7 +146,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Says that the vCPU is on a CPU. Whether its TLB must be flushed.
     fn back_on_cpu(&mut self, gpa: u64) -> Result<bool> {
-        let slots = self.current_slots();
+        let slots = self.main_slots();
         loop {
             let mut word = [0; 4];
             slots.read(gpa, &mut word)?;
@@ -161,7 +161,7 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     fn add_steal_time(&mut self, gpa: u64, passed: u64) -> Result {
-        let slots = self.current_slots();
+        let slots = self.main_slots();
         let (mut steal, mut version) = ([0; 8], [0; 4]);
         slots.read(gpa + VERSION, &mut version)?;
         slots.read(gpa + STEAL, &mut steal)?;
@@ -174,10 +174,11 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// The callbacks may write to the byte from now on.
     fn watch_byte(&mut self, gpa: u64) {
-        let slots = self.current_slots();
+        let slots = self.main_slots();
         let found = slots.by_gpa(gpa).filter(|region| !region.read_only);
         let address = found.map_or(0, |region| region.user_address(gpa));
         let generation = slots.generation();
+        drop(slots);
         let off_cpu = &self.shared.off_cpu;
         off_cpu.generation.store(generation, Relaxed);
         off_cpu.address.store(address, Relaxed);
