@@ -8,7 +8,6 @@ use core::sync::atomic::Ordering;
 use kernel::bindings;
 use kernel::error::from_err_ptr;
 use kernel::prelude::*;
-use kernel::sync::rcu;
 use kernel::types::Opaque;
 
 /// `EPOLLIN` and `EPOLLHUP` (uapi `linux/eventpoll.h`).
@@ -266,15 +265,4 @@ impl<T: Listener> PinnedDrop for Listening<T> {
             };
         }
     }
-}
-
-/// Keeps [`wait_for_readers`] from returning. Neither sleeps while it is there.
-pub(crate) fn read_side() -> rcu::Guard {
-    rcu::read_lock()
-}
-
-/// Waits until everyone who was in a [`read_side`], or had interrupts off, has left it. May sleep.
-pub(crate) fn wait_for_readers() {
-    // SAFETY: Process context.
-    unsafe { bindings::synchronize_rcu_expedited() };
 }

@@ -17,6 +17,7 @@
 //! | `page` | pages that hardware reads by physical address |
 //! | `preempt` | being told when a task leaves its CPU |
 //! | `ratelimit` | not filling the kernel's log |
+//! | `rcu` | waiting for those who read |
 //! | `read_file` | files without a name that can be read |
 //! | `run_pages` | pages shared with userspace |
 //! | `table` | second-level page tables as a tree of owned pages |
@@ -43,6 +44,7 @@ pub(crate) mod mmu_notifier;
 pub(crate) mod page;
 pub(crate) mod preempt;
 pub(crate) mod ratelimit;
+pub(crate) mod rcu;
 pub(crate) mod read_file;
 pub(crate) mod run_pages;
 pub(crate) mod table;

@@ -255,12 +255,13 @@ TEST_F(regions, above_4_gib)
 		       vcpu_run(&self->vcpu) == KVM_EXIT_MMIO && self->vcpu.run->mmio.phys_addr == HIGH_GPA; }));
 }
 
-/* As many slots as there are, in no order; then all deleted. */
+/* As many slots as there are, in no order; then many deleted. */
 TEST_F(regions, all_slots)
 {
 	unsigned int slots = try_ioctl(self->vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS);
-	/* Each call waits for readers of the slots in KVM: some thousand must do there. */
+	/* Each call waits for those who use the slots, in KVM each new slot too: some thousand must do. */
 	unsigned int count = scaled(device_is_xvm() || slots - 1 < 4000 ? slots - 1 : 4000);
+	unsigned int deleted = count / 4000 + 1;
 	/* Any odd factor visits each once. */
 	unsigned int stride = 7919 % count;
 
@@ -279,9 +280,8 @@ TEST_F(regions, all_slots)
 		EXPECT_EQ(slot, guest_read(self, GUEST_HIGH + slot * 8192ul));
 		EXPECT_TRUE(guest_finds_hole(self, GUEST_HIGH + slot * 8192ul + 4096));
 	}
-	for (unsigned int slot = 1; slot <= count; slot++) {
+	for (unsigned int slot = 1; slot <= count; slot += deleted)
 		ASSERT_EQ(0, set_region(slot, 0, 0, 0, NULL));
-	}
 	EXPECT_TRUE(guest_finds_hole(self, GUEST_HIGH + 8192));
 }
 

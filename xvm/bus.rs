@@ -15,8 +15,8 @@ use super::platform::bus::Space;
 use super::platform::bus::Zone;
 use super::vcpu::Vcpu;
 use super::XvmOps;
-use crate::linux::eventfd;
 use crate::linux::eventfd::EventFd;
+use crate::linux::rcu;
 use crate::linux::run_pages::RunPages;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering;
@@ -152,7 +152,7 @@ impl Bus {
             self.generation.fetch_add(1, Ordering::Release);
         }
         if removes {
-            eventfd::wait_for_readers();
+            rcu::wait_for_readers();
         }
         Ok(())
     }
@@ -206,7 +206,7 @@ impl<V: XvmOps> Vcpu<V> {
             if self.bus.generation != self.vm.bus.generation.load(Ordering::Acquire) {
                 self.bus = self.vm.bus.view();
             }
-            let _reader = eventfd::read_side();
+            let _reader = rcu::read_side();
             if self.bus.generation == self.vm.bus.generation.load(Ordering::Acquire) {
                 return self.bus_take(space, address, data);
             }

@@ -151,7 +151,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// An instruction that is intercepted while the VMM debugs.
     pub(super) fn debugged_instruction(&mut self) -> Result<Next> {
-        let Some(insn) = self.decode_nofault() else {
+        let Some(insn) = self.peek(Self::decode_nofault) else {
             return self.touch_code();
         };
         let event = match (insn.op, insn.operands) {

@@ -15,8 +15,8 @@ use super::platform::pit::Pit;
 use super::platform::routing;
 use super::platform::Message;
 use super::targets::Targets;
-use crate::linux::eventfd;
 use crate::linux::eventfd::EventFd;
+use crate::linux::rcu;
 use crate::linux::timer;
 use crate::linux::timer::Timed;
 use crate::linux::timer::TimerTarget;
@@ -342,7 +342,7 @@ impl IrqChip {
         if !any {
             return;
         }
-        let _reader = eventfd::read_side();
+        let _reader = rcu::read_side();
         loop {
             let event = {
                 let mut chips = self.chips.lock();

@@ -8,11 +8,11 @@
 use super::irqchip::IrqChip;
 use super::vm::Vm;
 use super::XvmOps;
-use crate::linux::eventfd;
 use crate::linux::eventfd::EventFd;
 use crate::linux::eventfd::EventFile;
 use crate::linux::eventfd::Listener;
 use crate::linux::eventfd::Listening;
+use crate::linux::rcu;
 use crate::linux::timer::Timed;
 use crate::linux::user;
 use crate::uapi;
@@ -85,7 +85,7 @@ impl IrqFds {
             !remove
         });
         if waits {
-            eventfd::wait_for_readers();
+            rcu::wait_for_readers();
         }
     }
 

@@ -12,6 +12,7 @@ use super::memory::View;
 use super::state::CodeContext;
 use super::vcpu::Vcpu;
 use super::XvmOps;
+use crate::linux::rcu;
 
 /// Two words, which hold any instruction.
 const ROOM: u64 = 16;
@@ -84,6 +85,13 @@ fn plain_place<'a>(slots: &'a View, context: &CodeContext) -> Option<(&'a Region
 }
 
 impl<V: XvmOps> Vcpu<V> {
+    /// Has `look` read guest memory without sleeping, outside of the window: a change of the slots waits for its end, as it does for
+    /// what is done inside.
+    pub(crate) fn peek<T>(&mut self, look: impl FnOnce(&mut Self) -> T) -> T {
+        let _reader = rcu::read_side();
+        look(self)
+    }
+
     /// The bytes at RIP, where guest and instruction are of the usual kind: 64-bit code.
     #[inline]
     pub(crate) fn plain_bytes(&mut self) -> Option<[u8; INSN_MAX]> {

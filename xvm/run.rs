@@ -247,7 +247,7 @@ impl<V: XvmOps> Vcpu<V> {
         if self.is_kernel_device(fault.gpa) {
             return None;
         }
-        let plain = self.decode_move(fault)?;
+        let plain = self.peek(|vcpu| vcpu.decode_move(fault))?;
         let data = plain.source.map_or([0; 8], |source| self.move_data(source));
         if plain.source.is_some()
             && self.bus_write(Space::Memory, fault.gpa, &data[..plain.bytes()])
@@ -376,7 +376,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// HLT without an in-kernel local APIC is the VMM's business.
     fn halt(&mut self) -> Result<Next> {
-        let Some(skip) = self.plan_skip() else {
+        let Some(skip) = self.peek(Self::plan_skip) else {
             return self.touch_code();
         };
         if self.lapic.is_some() {
@@ -389,7 +389,7 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     fn xsetbv_exit(&mut self) -> Result<Next> {
-        let Some(skip) = self.plan_skip() else {
+        let Some(skip) = self.peek(Self::plan_skip) else {
             // The guest tries again; the bytes will be there.
             return self.touch_code();
         };
@@ -407,7 +407,10 @@ impl<V: XvmOps> Vcpu<V> {
     /// #UD: the other vendor's hypercall is carried out, all else is the guest's.
     fn invalid_opcode(&mut self) -> Result<Next> {
         use super::emulate::Op;
-        match self.decode_nofault().map(|insn| (insn.op, insn.length)) {
+        match self
+            .peek(Self::decode_nofault)
+            .map(|insn| (insn.op, insn.length))
+        {
             Some((Op::Vmcall | Op::Vmmcall, length)) => self.foreign_hypercall(length),
             _ => {
                 self.events.queue_exception(vectors::INVALID_OPCODE, None);

@@ -14,6 +14,7 @@ use core::ops::Deref;
 use core::sync::atomic::fence;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
+use kernel::sync::srcu;
 use kernel::sync::Arc;
 
 /// The slots as a vCPU knows them. They may be out of date until [`View::refresh`].
@@ -44,6 +45,20 @@ impl Deref for MainView<'_> {
 impl Drop for MainView<'_> {
     fn drop(&mut self) {
         self.view.as_id = self.before;
+    }
+}
+
+/// The slots that there are at the begin of an access to guest memory. A change of them waits for its end.
+struct Reading<'a> {
+    known: &'a Slots,
+    /// Newer ones than the vCPU knew.
+    newer: Option<Arc<Slots>>,
+    _access: srcu::Guard<'a>,
+}
+
+impl Reading<'_> {
+    fn slots(&self) -> &Slots {
+        self.newer.as_deref().unwrap_or(self.known)
     }
 }
 
@@ -125,17 +140,21 @@ impl View {
         }
     }
 
-    /// The kernel has written to the page at `gpa` in `region` for the guest.
+    /// The kernel has written to the page at `gpa` in `region` for the guest. Where logging begins meanwhile, it waits for this.
     fn wrote(&self, region: &Region, gpa: u64) {
         // The write comes before the mark, so that who takes the mark finds the write.
         fence(Ordering::SeqCst);
         self.log(region, gpa);
-        if !self.is_current() {
-            // Logging may have begun since these slots were looked up. If it begins after this, the write was before it.
-            let slots = self.current.get();
-            if let Some(region) = slots.by_gpa(self.as_id, gpa) {
-                self.log(region, gpa);
-            }
+    }
+
+    /// Begins an access that may sleep.
+    fn begin(&self) -> Reading<'_> {
+        // First: from here on a change of the slots waits.
+        let access = self.current.access();
+        Reading {
+            known: &self.slots,
+            newer: (!self.is_current()).then(|| self.current.get()),
+            _access: access,
         }
     }
 
@@ -143,6 +162,7 @@ impl View {
     /// the bytes.
     fn pieces(
         &self,
+        slots: &Slots,
         gpa: u64,
         length: usize,
         mut each: impl FnMut(&Region, u64, core::ops::Range<usize>) -> Result,
@@ -151,7 +171,7 @@ impl View {
         while done < length {
             let at = gpa.wrapping_add(done as u64);
             let part = (length - done).min(4096 - (at % 4096) as usize);
-            let region = self.by_gpa(at).ok_or(ENXIO)?;
+            let region = slots.by_gpa(self.as_id, at).ok_or(ENXIO)?;
             each(region, at, done..done + part)?;
             done += part;
         }
@@ -164,30 +184,32 @@ impl View {
     ///
     /// `ENXIO` where there is no memory, `EFAULT` where the VMM has nothing mapped.
     pub(crate) fn read(&self, gpa: u64, to: &mut [u8]) -> Result {
-        self.pieces(gpa, to.len(), |region, at, part| {
+        self.pieces(self.begin().slots(), gpa, to.len(), |region, at, part| {
             user::read_bytes(region.user_address(at), &mut to[part])
         })
     }
 
     /// Copies guest memory out without sleeping, also inside the window.
     ///
+    /// The slots must have been looked at since interrupts are off, or in the same [`rcu::read_side`](crate::linux::rcu::read_side).
+    ///
     /// # Errors
     ///
     /// As [`View::read`], and `EFAULT` for what isn't present.
     #[inline]
     pub(crate) fn read_nofault(&self, gpa: u64, to: &mut [u8]) -> Result {
-        self.pieces(gpa, to.len(), |region, at, part| {
+        self.pieces(&self.slots, gpa, to.len(), |region, at, part| {
             user::read_nofault(region.user_address(at), &mut to[part])
         })
     }
 
-    /// Copies into guest memory without sleeping, also inside the window.
+    /// Copies into guest memory without sleeping, also inside the window. The slots must be as for [`View::read_nofault`].
     ///
     /// # Errors
     ///
     /// As [`View::write`], and `EFAULT` for what isn't present.
     pub(crate) fn write_nofault(&self, gpa: u64, from: &[u8]) -> Result {
-        self.pieces(gpa, from.len(), |region, at, part| {
+        self.pieces(&self.slots, gpa, from.len(), |region, at, part| {
             if region.read_only {
                 return Err(ENXIO);
             }
@@ -197,7 +219,8 @@ impl View {
         })
     }
 
-    /// Reads eight bytes that are inside of one page, if they are present, without sleeping, also inside the window.
+    /// Reads eight bytes that are inside of one page, if they are present, without sleeping, also inside the window. The slots
+    /// must be as for [`View::read_nofault`].
     ///
     /// # Errors
     ///
@@ -214,7 +237,7 @@ impl View {
     ///
     /// `ENXIO` where there is no memory or it is read-only (then bytes before it may have been written), `EFAULT` where the VMM has nothing mapped.
     pub(crate) fn write(&self, gpa: u64, from: &[u8]) -> Result {
-        self.pieces(gpa, from.len(), |region, at, part| {
+        self.pieces(self.begin().slots(), gpa, from.len(), |region, at, part| {
             if region.read_only {
                 return Err(ENXIO);
             }
@@ -237,7 +260,8 @@ impl View {
         old: u64,
         new: u64,
     ) -> Result<bool> {
-        let region = self.by_gpa(gpa).ok_or(ENXIO)?;
+        let reading = self.begin();
+        let region = reading.slots().by_gpa(self.as_id, gpa).ok_or(ENXIO)?;
         if region.read_only {
             return Err(ENXIO);
         }

@@ -146,7 +146,8 @@ impl Region {
         (start < end).then(|| to_guest(start) & !0xfff..to_guest(end).wrapping_add(0xfff) & !0xfff)
     }
 
-    /// Reads eight bytes at guest-physical `gpa`, which is in this region, if they are there: also inside the window.
+    /// Reads eight bytes at guest-physical `gpa`, which is in this region, if they are there: also inside the window. The region
+    /// must be known as for [`View::read_nofault`](super::View::read_nofault).
     #[inline]
     pub(crate) fn read_word_nofault(&self, gpa: u64) -> Option<u64> {
         user::read_word_nofault(self.user_address(gpa)).ok()

@@ -9,13 +9,17 @@ use super::tree::ByUser;
 use super::tree::Tree;
 use super::AsId;
 use super::Region;
+use crate::linux::rcu;
 use core::ops::Range;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::new_spinlock;
+use kernel::sync::srcu;
+use kernel::sync::srcu::new_srcu;
 use kernel::sync::Arc;
 use kernel::sync::SpinLock;
+use kernel::sync::Srcu;
 
 /// All slots of a VM at one time.
 pub(crate) struct Slots {
@@ -151,6 +155,9 @@ pub(crate) struct Current {
     #[pin]
     slots: SpinLock<Arc<Slots>>,
     generation: AtomicU64,
+    /// Those who access guest memory by these slots, and may sleep at it.
+    #[pin]
+    accesses: Srcu,
 }
 
 impl Current {
@@ -158,9 +165,10 @@ impl Current {
     pub(super) fn new() -> Result<Arc<Self>> {
         let slots = Arc::new(Slots::new(), GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
-            pin_init!(Self {
+            try_pin_init!(Self {
                 slots <- new_spinlock!(slots, "xvm_slots"),
                 generation: AtomicU64::new(0),
+                accesses <- new_srcu!("xvm_accesses"),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -185,6 +193,18 @@ impl Current {
                 action();
             }
         }
+    }
+
+    /// Keeps [`Current::wait_for_accesses`] from returning. May sleep, and be held while sleeping.
+    pub(super) fn access(&self) -> srcu::Guard<'_> {
+        self.accesses.read_lock()
+    }
+
+    /// Waits until all accesses by a version before the present one have ended: those that may sleep, and those with
+    /// interrupts off or in a [`rcu::read_side`]. May sleep.
+    pub(super) fn wait_for_accesses(&self) {
+        self.accesses.synchronize_expedited();
+        rcu::wait_for_readers();
     }
 
     /// Replaces it. The caller lets one change happen at a time.

@@ -164,6 +164,10 @@ impl<F: PageFormat> Memory<F> {
             backing.store.unbind(id);
         }
         set?;
+        if change != Change::Add {
+            // What the kernel has begun to read or write for guests by the old slots ends before this returns.
+            self.current.wait_for_accesses();
+        }
         // Mappings made from the old slots before the change are here; later ones are refused by their generation.
         match (change, old) {
             (Change::Flags, Some(old)) if logged => {

@@ -172,7 +172,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// RDMSR or WRMSR, outside of the window.
     pub(in crate::xvm) fn msr_exit(&mut self, write: bool) -> Result<Next> {
-        let Some(skip) = self.plan_skip() else {
+        let Some(skip) = self.peek(Self::plan_skip) else {
             return self.touch_code();
         };
         let gprs = V::gprs(&mut self.arch).0;

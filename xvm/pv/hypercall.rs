@@ -172,7 +172,7 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// As [`Vcpu::touch_code`].
     pub(crate) fn hypercall_outside(&mut self) -> Result<Next> {
-        let Some(skip) = self.plan_skip() else {
+        let Some(skip) = self.peek(Self::plan_skip) else {
             return self.touch_code();
         };
         self.make_call(skip)
