@@ -62,6 +62,7 @@ plain!(
     kvm_msr_entry,
     kvm_pit_config,
     kvm_pit_state2,
+    kvm_reinject_control,
     kvm_pre_fault_memory,
     kvm_regs,
     kvm_sregs,

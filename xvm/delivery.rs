@@ -228,12 +228,11 @@ impl<V: XvmOps> Vcpu<V> {
                 self.vm.send(&message, shorthand, self.shared.id);
             }
             Effect::Eoi { vector, level } => {
-                if let (true, Some(irqchip)) = (level, self.vm.irqchip()) {
-                    if irqchip.is_split() {
-                        self.tell_end(vector);
-                    } else {
-                        irqchip.end_of_interrupt(vector);
-                    }
+                let irqchip = self.vm.irqchip();
+                match irqchip.filter(|irqchip| level || irqchip.wants_end(vector)) {
+                    Some(irqchip) if irqchip.is_split() => self.tell_end(vector),
+                    Some(irqchip) => irqchip.end_of_interrupt(vector, level),
+                    None => {}
                 }
             }
             Effect::TimerChanged => self.timer_stale = true,

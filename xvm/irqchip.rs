@@ -2,10 +2,15 @@
 
 //! The in-kernel interrupt controllers and timer of a VM, shared by its vCPUs.
 //!
+//! - this file: the interrupt controllers, and the lines to them;
+//! - [`pit`]: the timer.
+//!
 //! # Locks
 //!
 //! 1. `chips`, a spin lock with interrupts off: PICs, IOAPIC, PIT and the routing. Taken in any context, the window included.
 //! 2. the lock in [`Targets`].
+
+mod pit;
 
 use super::platform::ioapic;
 use super::platform::ioapic::IoApic;
@@ -17,21 +22,20 @@ use super::platform::Message;
 use super::targets::Targets;
 use crate::linux::eventfd::EventFd;
 use crate::linux::rcu;
-use crate::linux::timer;
 use crate::linux::timer::Timed;
-use crate::linux::timer::TimerTarget;
 use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::new_spinlock_irq;
 use kernel::sync::Arc;
 use kernel::sync::SpinLockIrq;
 
-/// The GSI of the PIT.
-const PIT_GSI: u32 = 0;
-
 /// Pins of the 8259 pair, before those of the IOAPIC in what counts both.
 const PIC_PINS: usize = 16;
+
+/// No vector.
+const NO_VECTOR: u32 = 0x100;
 
 /// Who drives a line: it is high while one of them drives it high.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +74,8 @@ pub(crate) struct Chips {
     pub(crate) pit: Option<Pit>,
     /// The PIT also answers port 0x61 (`KVM_PIT_SPEAKER_DUMMY`).
     speaker: bool,
+    /// Pins of the PIT that weren't masked when they were last looked at, numbered as in `drivers`.
+    pit_open: u64,
     /// Sorted by GSI.
     routes: KVVec<routing::Entry>,
     /// Who drives each pin high, as `Source` bits: the 8259 pair's, then the IOAPIC's.
@@ -96,20 +102,9 @@ pub(crate) struct IrqChip {
     #[pin]
     chips: SpinLockIrq<Chips>,
     pic_output: AtomicBool,
+    /// The edge-triggered vector whose end the PIT waits for, or [`NO_VECTOR`].
+    pit_vector: AtomicU32,
     targets: Arc<Targets>,
-}
-
-impl TimerTarget for IrqChip {
-    fn expired(&self) -> Option<u64> {
-        let mut chips = self.chips.lock();
-        let fired = chips.pit.as_mut().is_some_and(|pit| pit.fire(timer::now()));
-        if fired {
-            // An edge: the line goes low at once.
-            self.drive(&mut chips, PIT_GSI, Source::Pit, true);
-            self.drive(&mut chips, PIT_GSI, Source::Pit, false);
-        }
-        chips.pit.as_ref().and_then(Pit::next_edge)
-    }
 }
 
 impl IrqChip {
@@ -132,30 +127,17 @@ impl IrqChip {
                     ioapic: IoApic::new(),
                     pit: None,
                     speaker: false,
+                    pit_open: 0,
                     routes,
                     drivers: [0; PIC_PINS + ioapic::PINS],
                     resamplers: KVec::new(),
                 }, "xvm_irqchip"),
                 pic_output: AtomicBool::new(false),
+                pit_vector: AtomicU32::new(NO_VECTOR),
                 targets,
             })),
             GFP_KERNEL_ACCOUNT,
         )
-    }
-
-    /// Makes the PIT.
-    ///
-    /// # Errors
-    ///
-    /// `EEXIST` when there is one.
-    pub(crate) fn create_pit(&self, speaker: bool) -> Result {
-        let mut chips = self.chips.lock();
-        if chips.pit.is_some() {
-            return Err(EEXIST);
-        }
-        chips.pit = Some(Pit::new());
-        chips.speaker = speaker;
-        Ok(())
     }
 
     fn update_pic_output(&self, chips: &Chips) {
@@ -301,21 +283,39 @@ impl IrqChip {
         })
     }
 
-    /// A local APIC ended a level-triggered interrupt.
-    pub(crate) fn end_of_interrupt(&self, vector: u8) {
+    /// Whether the end of an edge-triggered interrupt is to be told to [`IrqChip::end_of_interrupt`], too.
+    #[inline]
+    pub(crate) fn wants_end(&self, vector: u8) -> bool {
+        self.pit_vector.load(Ordering::Relaxed) == vector.into()
+    }
+
+    /// A local APIC ended an interrupt.
+    pub(crate) fn end_of_interrupt(&self, vector: u8, level: bool) {
         let mut chips = self.chips.lock();
-        let pins = u64::from(chips.ioapic.ended_by(vector)) << PIC_PINS;
+        let mut pins = 0;
+        if level {
+            pins = u64::from(chips.ioapic.ended_by(vector)) << PIC_PINS;
+        }
         let due = self.ended(&mut chips, pins);
-        chips
-            .ioapic
-            .eoi(vector, &mut |message| self.targets.send(message));
+        if level {
+            chips
+                .ioapic
+                .eoi(vector, &mut |message| self.targets.send(message));
+        }
+        if self.wants_end(vector) {
+            self.pit_ended(&mut chips);
+        }
         drop(chips);
         self.ask(due);
     }
 
     fn pic_ended(&self, chips: &mut Chips) -> bool {
         let pins = chips.pic.take_ended();
-        self.ended(chips, pins.into())
+        let due = self.ended(chips, pins.into());
+        if u64::from(pins) & Self::pit_pins(chips) != 0 {
+            self.pit_ended(chips);
+        }
+        due
     }
 
     /// Interrupts of `pins`, numbered as in `Chips::drivers`, have ended: lets go of the lines of who is to be asked then. Whether there
@@ -362,12 +362,16 @@ impl IrqChip {
         chips
             .ioapic
             .set_state(state, &mut |message| self.targets.send(message));
+        self.pit_wiring(&mut chips);
     }
 
     /// Replaces the routing; `routes` are sorted by GSI.
     pub(crate) fn set_routes(&self, mut routes: KVVec<routing::Entry>) {
+        let mut chips = self.chips.lock();
+        core::mem::swap(&mut chips.routes, &mut routes);
+        self.pit_wiring(&mut chips);
         // The old table is freed after the lock.
-        core::mem::swap(&mut self.chips.lock().routes, &mut routes);
+        drop(chips);
     }
 
     /// Whether the 8259 pair has this port.
@@ -391,19 +395,11 @@ impl IrqChip {
     pub(crate) fn pic_write(&self, port: u16, value: u8) {
         let mut chips = self.chips.lock();
         chips.pic.write(port, value);
+        self.pit_wiring(&mut chips);
         let due = self.pic_ended(&mut chips);
         self.update_pic_output(&chips);
         drop(chips);
         self.ask(due);
-    }
-
-    /// Reads a port of the PIT; `None` when it isn't one. Not inside the window.
-    pub(crate) fn pit_read(&self, port: u16) -> Option<u8> {
-        let mut chips = self.chips.lock();
-        if !is_pit_port(&chips, port) {
-            return None;
-        }
-        chips.pit.as_mut().map(|pit| pit.read(port, timer::now()))
     }
 
     fn ioapic_offset(&self, chips: &Chips, gpa: u64) -> Option<u64> {
@@ -432,6 +428,7 @@ impl IrqChip {
         chips
             .ioapic
             .write(offset, value, &mut |message| self.targets.send(message));
+        self.pit_wiring(&mut chips);
         Some(())
     }
 }
@@ -442,6 +439,7 @@ impl Timed<IrqChip> {
         let (result, edge) = {
             let mut chips = self.chips.lock();
             let result = work(&mut chips);
+            self.pit_wiring(&mut chips);
             self.update_pic_output(&chips);
             (result, chips.pit.as_ref().and_then(Pit::next_edge))
         };
@@ -450,19 +448,6 @@ impl Timed<IrqChip> {
             None => self.cancel_timer(),
         }
         result
-    }
-
-    /// Writes a port of the PIT; `None` when it isn't one. Not inside the window.
-    pub(crate) fn pit_write(&self, port: u16, value: u8) -> Option<()> {
-        if !is_pit_port(&self.chips.lock(), port) {
-            return None;
-        }
-        self.with(|chips| {
-            chips
-                .pit
-                .as_mut()
-                .map(|pit| pit.write(port, value, timer::now()))
-        })
     }
 }
 
@@ -473,8 +458,4 @@ fn pin_bit(target: routing::Target) -> u64 {
         routing::Target::IoApic { pin } => 1 << (PIC_PINS + usize::from(pin & 31)),
         routing::Target::Msi { .. } => 0,
     }
-}
-
-fn is_pit_port(chips: &Chips, port: u16) -> bool {
-    chips.pit.is_some() && (matches!(port, 0x40..=0x43) || port == 0x61 && chips.speaker)
 }

@@ -38,7 +38,7 @@
 //! | **A VM's parts** | |
 //! | `memory` | guest-physical memory |
 //! | `processors` | what the VMM says of the vCPUs before it makes them |
-//! | `irqchip`, `targets` | interrupt controllers and timer; vCPUs as destinations of messages |
+//! | `irqchip`, `targets` | interrupt controllers and timer (`irqchip/pit`); vCPUs as destinations of messages |
 //! | `vm_platform` | their ioctls |
 //! | `irqfd` | eventfds that raise an interrupt |
 //! | `bus`, `ioeventfd`, `coalesced` | writes that the VMM hears of without an exit: by eventfd, or later |

@@ -310,6 +310,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
             uapi::KVM_CREATE_PIT2 => this.create_pit2(arg),
             uapi::KVM_GET_PIT2 => this.get_pit2(arg),
             uapi::KVM_SET_PIT2 => this.set_pit2(arg),
+            uapi::KVM_REINJECT_CONTROL => this.reinject_control(arg),
             uapi::KVM_IRQ_LINE => this.irq_line(arg, false),
             uapi::KVM_IRQ_LINE_STATUS => this.irq_line(arg, true),
             uapi::KVM_SET_GSI_ROUTING => this.set_gsi_routing(arg),

@@ -117,6 +117,15 @@ impl<V: XvmOps> Vm<V> {
         Ok(0)
     }
 
+    /// `KVM_REINJECT_CONTROL` (4.99).
+    pub(super) fn reinject_control(&self, arg: usize) -> Result<isize> {
+        let control: uapi::kvm_reinject_control = user::read(arg)?;
+        let makes_up = control.pit_reinject != 0;
+        self.chips()?
+            .with(|chips| with_pit(chips, |pit| pit.make_up(makes_up)))?;
+        Ok(0)
+    }
+
     /// `KVM_IRQ_LINE`, and `KVM_IRQ_LINE_STATUS` if `status`.
     pub(super) fn irq_line(&self, arg: usize, status: bool) -> Result<isize> {
         // struct kvm_irq_level: GSI (and, on return, status), level.

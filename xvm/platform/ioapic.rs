@@ -230,6 +230,12 @@ impl IoApic {
             .fold(0, |pins, (pin, _)| pins | (1 << pin))
     }
 
+    /// The vector of a pin that isn't masked.
+    pub fn open_vector(&self, pin: u8) -> Option<u8> {
+        let entry = self.table.get(usize::from(pin))?;
+        (!entry.masked()).then(|| entry.vector())
+    }
+
     /// Which pins are level-triggered.
     fn level_pins(&self) -> u32 {
         (0..)

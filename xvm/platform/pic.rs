@@ -251,6 +251,7 @@ impl Controller {
 
     /// ICW1: starts over. Edges from before are forgotten; a line that is still high must fall before it counts again.
     fn initialize(&mut self, icw1: Icw1) {
+        self.ended |= self.isr | self.irr & !self.elcr;
         self.irr &= self.elcr;
         self.imr = 0;
         self.isr = 0;
@@ -414,6 +415,15 @@ impl Pic {
         let request = u8::from(self.slave.request().is_some()) << CASCADE;
         self.master.lines = self.master.lines & !bit | request;
         self.master.irr = self.master.irr & !bit | request;
+    }
+
+    /// Whether a line, 0 to 15, isn't masked.
+    pub fn is_open(&self, line: u8) -> bool {
+        let chip = match line {
+            0..8 => &self.master,
+            _ => &self.slave,
+        };
+        (chip.imr >> (line & 7)) & 1 == 0
     }
 
     /// The lines, 0 to 15, whose interrupt has ended since this was last asked.

@@ -47,7 +47,9 @@ impl<V: XvmOps> Vcpu<V> {
             None => false,
         };
         let Some(lapic) = &self.lapic else { return };
-        if lapic.eoi_can_wait(offered) {
+        let irqchip = self.vm.irqchip();
+        let told = |vector| irqchip.is_some_and(|irqchip| irqchip.wants_end(vector));
+        if lapic.eoi_can_wait(offered, told) {
             let gpa = self.pv.eoi & !ENABLED;
             let told = self.main_slots().write_nofault(gpa, &[CAN_WAIT]);
             self.pv.eoi_announced = told.is_ok();

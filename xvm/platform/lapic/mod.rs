@@ -238,14 +238,14 @@ impl Lapic {
     }
 
     /// Whether there is one interrupt and no other, in service or, if it is `offered`, about to be, whose EOI nobody is told of: it can
-    /// wait until the guest exits for something else.
-    pub fn eoi_can_wait(&self, offered: bool) -> bool {
+    /// wait until the guest exits for something else. `told` says of an edge-triggered vector that somebody is.
+    pub fn eoi_can_wait(&self, offered: bool, told: impl Fn(u8) -> bool) -> bool {
         let (one, none) = match offered {
             true => (&self.irr, &self.isr),
             false => (&self.isr, &self.irr),
         };
-        let edge = |vector| !self.tmr.contains(vector);
-        none.highest().is_none() && one.only().is_some_and(edge)
+        let untold = |vector| !self.tmr.contains(vector) && !told(vector);
+        none.highest().is_none() && one.only().is_some_and(untold)
     }
 
     /// Task priority; CR8 is its upper half.

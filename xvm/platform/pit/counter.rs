@@ -291,13 +291,21 @@ impl Counter {
         let count = u64::from(self.count);
         let ticks = match self.mode? {
             Mode::RateGenerator | Mode::SquareWave => past
-                .saturating_add(apart.div_ceil(self.period()))
+                .saturating_add(self.merged(apart))
                 .saturating_mul(self.period()),
             _ if past > 0 => return None,
             Mode::TerminalCount | Mode::OneShot => count,
             Mode::SoftwareStrobe | Mode::HardwareStrobe => count + 1,
         };
         Some(start.saturating_add(clock::ns(ticks)))
+    }
+
+    /// How many rises go as one, where they are to be `apart` ticks apart at least.
+    pub(super) fn merged(&self, apart: u64) -> u64 {
+        match self.mode {
+            Some(mode) if mode.periodic() => apart.div_ceil(self.period()).max(1),
+            _ => 1,
+        }
     }
 
     /// Latches the count, unless one is latched.

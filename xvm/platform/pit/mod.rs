@@ -6,13 +6,16 @@
 //! - this file: ports, and the interrupts of counter 0;
 //! - [`counter`]: one counter;
 //! - [`clock`]: nanoseconds and ticks;
+//! - [`ticks`]: which of its rises become interrupts;
 //! - [`state`]: what the VMM saves and restores.
 
 mod clock;
 mod counter;
 mod state;
+mod ticks;
 
 use counter::Counter;
+use ticks::Ticks;
 
 pub use state::ChannelState;
 pub use state::PitState;
@@ -53,6 +56,7 @@ pub struct Pit {
     counters: [Counter; 3],
     /// Rises of counter 0's output that [`Pit::fire`] has consumed since its start.
     consumed: u64,
+    ticks: Ticks,
     speaker: bool,
     /// The HPET has taken over the interrupts of counter 0.
     hpet_legacy: bool,
@@ -64,6 +68,7 @@ impl Pit {
         Self {
             counters: [Counter::new(true), Counter::new(true), Counter::new(false)],
             consumed: 0,
+            ticks: Ticks::new(),
             speaker: false,
             hpet_legacy: false,
         }
@@ -100,7 +105,7 @@ impl Pit {
             return;
         };
         if counter.write(value, now) && index == 0 {
-            self.consumed = 0;
+            self.restart();
         }
     }
 
@@ -116,8 +121,14 @@ impl Pit {
         }
         counter.program(control.access(), control.mode(), control.bcd());
         if index == 0 {
-            self.consumed = 0;
+            self.restart();
         }
+    }
+
+    /// Counter 0 takes a new course.
+    fn restart(&mut self) {
+        self.consumed = 0;
+        self.ticks.forget();
     }
 
     fn read_back(&mut self, command: ReadBack, now: u64) {
@@ -154,12 +165,44 @@ impl Pit {
         self.counters[0].next_rise(self.consumed, MIN_TICKS)
     }
 
-    /// Consumes the rises that have come until `now`. `true` if there were any: pulse IRQ 0. Several merge into one.
-    pub fn fire(&mut self, now: u64) -> bool {
+    /// Consumes the rises that have come until `now`. `true`: pulse IRQ 0. What comes while the guest is at an earlier one waits for
+    /// [`Pit::ended`], or merges if it isn't to be made up for, or if IRQ 0 is `masked` wherever it goes.
+    pub fn fire(&mut self, now: u64, masked: bool) -> bool {
         let rises = self.counters[0].rises(now);
-        let fired = rises > self.consumed && !self.hpet_legacy;
+        let new = rises.saturating_sub(self.consumed);
         self.consumed = rises;
-        fired
+        let ticks = new.div_ceil(self.counters[0].merged(MIN_TICKS));
+        !self.hpet_legacy && self.ticks.tick(ticks, masked)
+    }
+
+    /// The guest has ended an interrupt of IRQ 0. `true`: pulse it again.
+    pub fn ended(&mut self) -> bool {
+        self.ticks.end()
+    }
+
+    /// IRQ 0 was to be pulsed, and nobody took it as something new.
+    pub fn refused(&mut self) {
+        self.ticks.refused();
+    }
+
+    /// Nobody will tell of the end of an interrupt of IRQ 0 that was made.
+    pub fn lost_track(&mut self) {
+        self.ticks.give_up();
+    }
+
+    /// Forgets ticks that are to be made up for.
+    pub fn forget_ticks(&mut self) {
+        self.ticks.forget();
+    }
+
+    /// Whether ticks are made up for. They are unless the VMM says otherwise.
+    pub fn makes_up(&self) -> bool {
+        self.ticks.are_kept()
+    }
+
+    /// Says whether ticks are made up for.
+    pub fn make_up(&mut self, wanted: bool) {
+        self.ticks.keep(wanted);
     }
 }
 
@@ -189,12 +232,14 @@ mod tests {
         // 100 Hz, as Linux programs it.
         program(&mut pit, 0x34, 11932, 5);
         assert_eq!(pit.next_edge(), Some(5 + 10_000_151));
-        assert!(!pit.fire(10 * MS));
-        assert!(pit.fire(11 * MS));
+        assert!(!pit.fire(10 * MS, false));
+        assert!(pit.fire(11 * MS, false));
         assert_eq!(pit.next_edge(), Some(5 + 20_000_302));
-        // A late look merges what was missed, and the next one is in time again.
-        assert!(pit.fire(58 * MS));
-        assert!(!pit.fire(58 * MS));
+        // A late look has what was missed wait, and the next one is in time again.
+        assert!(!pit.ended());
+        assert!(pit.fire(58 * MS, false));
+        assert!(!pit.fire(58 * MS, false));
+        assert_eq!([(); 4].map(|()| pit.ended()), [true, true, true, false]);
         assert_eq!(pit.next_edge(), Some(5 + 60_000_906));
     }
 
@@ -203,6 +248,27 @@ mod tests {
         let mut pit = Pit::new();
         program(&mut pit, 0x34, 2, 0);
         assert_eq!(pit.next_edge(), Some(201_143));
+        // They merge whether or not ticks are made up for.
+        assert!(pit.fire(201_143, false));
+        assert!(!pit.ended());
+    }
+
+    #[test]
+    fn a_new_count_forgets_ticks() {
+        let mut pit = Pit::new();
+        program(&mut pit, 0x34, 1193, 0);
+        assert!(pit.fire(3 * MS, false));
+        program(&mut pit, 0x34, 1193, 3 * MS);
+        assert!(pit.fire(4 * MS, false));
+        assert!(!pit.ended());
+        assert!(pit.fire(7 * MS, false));
+        let state = pit.state(7 * MS);
+        pit.set_state(&state, 7 * MS);
+        assert!(!pit.ended());
+        pit.make_up(false);
+        assert!(!pit.makes_up());
+        assert!(pit.fire(9 * MS, false));
+        assert!(!pit.ended());
     }
 
     #[test]
@@ -210,8 +276,8 @@ mod tests {
         let mut pit = Pit::new();
         program(&mut pit, 0x38, 1000, 0);
         let edge = pit.next_edge().unwrap();
-        assert!(!pit.fire(edge - 1));
-        assert!(pit.fire(edge));
+        assert!(!pit.fire(edge - 1, false));
+        assert!(pit.fire(edge, false));
         assert_eq!(pit.next_edge(), None);
         program(&mut pit, 0x38, 1000, edge);
         assert!(pit.next_edge().is_some());

@@ -145,13 +145,14 @@ impl Pit {
         }
     }
 
-    /// Restores it at `now`. Interrupts that were due before are not made again. [`Pit::next_edge`] says something new then.
+    /// Restores it at `now`. Interrupts that were due before are not made again, nor ticks made up for. [`Pit::next_edge`] says something new then.
     pub fn set_state(&mut self, state: &PitState, now: u64) {
         for (counter, state) in self.counters.iter_mut().zip(&state.channels) {
             *counter = Counter::restore(state, now);
         }
         self.hpet_legacy = state.flags & HPET_LEGACY != 0;
         self.speaker = state.flags & SPEAKER_DATA_ON != 0;
+        self.restart();
         self.consumed = self.counters[0].rises(now);
     }
 }
@@ -202,11 +203,11 @@ mod tests {
     #[test]
     fn interrupts_that_were_due_are_not_made_again() {
         let mut pit = restored(1193, 0);
-        assert!(!pit.fire(1000));
+        assert!(!pit.fire(1000, false));
         let state = pit.state(1000);
         let later = 10 * clock::ns(1193) + 5;
         pit.set_state(&state, later);
-        assert!(!pit.fire(later));
+        assert!(!pit.fire(later, false));
         assert_eq!(pit.next_edge(), Some(clock::ns(11 * 1193)));
     }
 }
