@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* KVM_GET_STATS_FD: the file's layout, and that what is counted happens. */
-#include "test.h"
+#include "stats.h"
 
 FIXTURE(stats)
 {
@@ -21,30 +21,6 @@ FIXTURE_TEARDOWN(stats)
 	vm_free(&self->vm);
 }
 
-/* The value of a statistic; -1 if there is none of that name. */
-static int64_t value_of(int fd, const char *name)
-{
-	struct kvm_stats_header header;
-	char buffer[sizeof(struct kvm_stats_desc) + 256];
-	struct kvm_stats_desc *desc = (void *)buffer;
-
-	if (pread(fd, &header, sizeof(header), 0) != sizeof(header))
-		fatal("header: %s", strerror(errno));
-	for (uint32_t n = 0; n < header.num_desc; n++) {
-		size_t size = sizeof(*desc) + header.name_size;
-		int64_t value;
-
-		if (pread(fd, desc, size, header.desc_offset + n * size) != (ssize_t)size)
-			fatal("descriptor %u: %s", n, strerror(errno));
-		if (strcmp(desc->name, name))
-			continue;
-		if (pread(fd, &value, sizeof(value), header.data_offset + desc->offset) != sizeof(value))
-			fatal("value of %s: %s", name, strerror(errno));
-		return value;
-	}
-	return -1;
-}
-
 TEST_F(stats, counts)
 {
 	int fd = try_ioctl(self->vcpu.fd, KVM_GET_STATS_FD, 0);
@@ -52,18 +28,18 @@ TEST_F(stats, counts)
 
 	ASSERT_GE(fd, 0);
 	EXPECT_EQ(1, device_extension(KVM_CAP_BINARY_STATS_FD));
-	EXPECT_EQ(0, value_of(fd, "exits"));
+	EXPECT_EQ(0, stats_value(fd, "exits"));
 	vcpu_run_to(&self->vcpu, KVM_EXIT_MMIO);
-	exits = value_of(fd, "exits");
+	exits = stats_value(fd, "exits");
 	EXPECT_GE(exits, 2);
-	EXPECT_EQ(1, value_of(fd, "mmio_exits"));
-	EXPECT_EQ(0, value_of(fd, "io_exits"));
+	EXPECT_EQ(1, stats_value(fd, "mmio_exits"));
+	EXPECT_EQ(0, stats_value(fd, "io_exits"));
 	vcpu_run_to_port(&self->vcpu, PORT_SYNC);
 	vcpu_run_to_port(&self->vcpu, PORT_SYNC);
-	EXPECT_EQ(1, value_of(fd, "mmio_exits"));
-	EXPECT_EQ(2, value_of(fd, "io_exits"));
-	EXPECT_GT(value_of(fd, "exits"), exits);
-	EXPECT_EQ(-1, value_of(fd, "no such thing"));
+	EXPECT_EQ(1, stats_value(fd, "mmio_exits"));
+	EXPECT_EQ(2, stats_value(fd, "io_exits"));
+	EXPECT_GT(stats_value(fd, "exits"), exits);
+	EXPECT_EQ(-1, stats_value(fd, "no such thing"));
 	close(fd);
 }
 
@@ -74,7 +50,7 @@ TEST_F(stats, of_vm)
 
 	ASSERT_GE(fd, 0);
 	EXPECT_EQ(FD_CLOEXEC, fcntl(fd, F_GETFD));
-	EXPECT_GE(value_of(fd, "remote_tlb_flush"), 0);
+	EXPECT_GE(stats_value(fd, "remote_tlb_flush"), 0);
 	ASSERT_EQ(sizeof(name), pread(fd, name, sizeof(name), sizeof(struct kvm_stats_header)));
 	EXPECT_EQ(0, strncmp(name, "kvm-", 4));
 	close(fd);
@@ -106,8 +82,8 @@ TEST_F(stats, hostile)
 	EXPECT_EQ(0, read(fd, part, sizeof(part)));
 	vcpu_free(&self->vcpu);
 	vm_free(&self->vm);
-	EXPECT_EQ(0, value_of(fd, "exits"));
-	EXPECT_GE(value_of(vm_fd, "remote_tlb_flush"), 0);
+	EXPECT_EQ(0, stats_value(fd, "exits"));
+	EXPECT_GE(stats_value(vm_fd, "remote_tlb_flush"), 0);
 	close(fd);
 	close(vm_fd);
 	self->vm = vm_create();

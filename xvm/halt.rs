@@ -58,7 +58,10 @@ impl<V: XvmOps> Vcpu<V> {
     pub(crate) fn sleep(&mut self) -> bool {
         let halted = self.mp_state == MpState::Halted;
         let begin = timer::now();
-        let limit = self.vm.switches.halt_poll.get();
+        let limit = match self.pv.polls_itself {
+            true => 0,
+            false => self.vm.switches.halt_poll.get(),
+        };
         let mut poll_until = begin.saturating_add(self.halt_poll.time(limit));
         while self.mp_state != MpState::Runnable {
             self.take_init();

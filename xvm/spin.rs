@@ -36,8 +36,15 @@ impl<V: XvmOps> Vcpu<V> {
         Ok(())
     }
 
-    /// Lets another vCPU of the VM, one that waits for a CPU, go first. They take turns. May sleep.
+    /// Lets another vCPU of the VM, one that waits for a CPU, go first: the one that the guest has named, or they take turns. May sleep.
     pub(super) fn yield_to_another(&mut self) {
+        if let Some(id) = self.yield_to.take() {
+            let thread = self.vm.targets().outside(id);
+            if thread.is_some_and(|thread| thread.yield_to() == Yield::Done) {
+                self.shared.stats.directed_yields.add(1);
+            }
+            return;
+        }
         for _ in 0..TRIES {
             let me = self.shared.id;
             let Some((id, thread)) = self.vm.targets().next_outside(self.yielded_to, me) else {

@@ -2,7 +2,7 @@
 
 //! Binary statistics: `KVM_GET_STATS_FD` (api.rst, 4.133) of a VM and of a vCPU.
 //!
-//! A vCPU's counters are changed by its own thread alone, outside of the window; others read them.
+//! A vCPU's counters are changed by its own thread alone; others read them.
 
 use super::vm::Vm;
 use super::XvmOps;
@@ -58,6 +58,9 @@ pub(crate) struct VcpuStats {
     pub(crate) halt_exits: Counter,
     /// Instructions that were emulated.
     pub(crate) insn_emulation: Counter,
+    /// Calls to let a vCPU go first that the guest named, and those by which it did.
+    pub(crate) directed_yields_attempted: Counter,
+    pub(crate) directed_yields: Counter,
 }
 
 /// Something that has statistics: names, and values in the same order.
@@ -81,6 +84,8 @@ impl Source for Timed<Shared> {
         c"signal_exits",
         c"halt_exits",
         c"insn_emulation",
+        c"directed_yield_attempted",
+        c"directed_yield_successful",
     ];
 
     fn value(&self, n: usize) -> u64 {
@@ -93,6 +98,8 @@ impl Source for Timed<Shared> {
             &stats.signal_exits,
             &stats.halt_exits,
             &stats.insn_emulation,
+            &stats.directed_yields_attempted,
+            &stats.directed_yields,
         ];
         counters.get(n).map_or(0, |counter| counter.get())
     }

@@ -239,6 +239,21 @@ impl Targets {
             .find_map(|vcpu| Some((vcpu.id, vcpu.thread.lock().clone()?)))
     }
 
+    /// Whether there is a vCPU `id` that isn't in guest mode. From any context.
+    pub(crate) fn is_outside(&self, id: u32) -> bool {
+        let directory = self.directory.lock();
+        let vcpu = directory.get(id as usize).and_then(Option::as_ref);
+        vcpu.is_some_and(|vcpu| vcpu.presence.is_outside())
+    }
+
+    /// The thread of vCPU `id`, if that isn't in guest mode and has been run. From any context.
+    pub(crate) fn outside(&self, id: u32) -> Option<Arc<Thread>> {
+        let directory = self.directory.lock();
+        let vcpu = directory.get(id as usize)?.as_ref()?;
+        let outside = vcpu.presence.is_outside();
+        outside.then(|| vcpu.thread.lock().clone())?
+    }
+
     /// Makes every vCPU look whether the 8259 pair has an interrupt for it.
     pub(crate) fn wake_all(&self) {
         for vcpu in self.directory.lock().iter().flatten() {

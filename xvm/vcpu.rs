@@ -171,6 +171,8 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) thread: Option<Arc<Thread>>,
     /// The vCPU that it let go first when it was spinning.
     pub(crate) yielded_to: u32,
+    /// The one that the guest has named to go first (`KVM_HC_SCHED_YIELD`).
+    pub(crate) yield_to: Option<u32>,
     /// Page of a start-up IPI that the VMM restores (`KVM_MP_STATE_SIPI_RECEIVED`).
     pub(crate) sipi_vector: u8,
     /// What the last exit to userspace left to be done.
@@ -248,6 +250,7 @@ impl<V: XvmOps> Vcpu<V> {
             halt_poll: HaltPoll::default(),
             thread: None,
             yielded_to: 0,
+            yield_to: None,
             sipi_vector: 0,
             pending: Pending::None,
             replay: Replay::default(),

@@ -26,6 +26,8 @@ impl Features {
     pub(crate) const PV_UNHALT: Self = Self(1 << 7);
     /// KVM_HC_SEND_IPI.
     pub(crate) const PV_SEND_IPI: Self = Self(1 << 11);
+    /// MSR_KVM_POLL_CONTROL: a guest that polls by itself turns the host's polling off.
+    pub(crate) const POLL_CONTROL: Self = Self(1 << 12);
     /// KVM_HC_SCHED_YIELD.
     pub(crate) const PV_SCHED_YIELD: Self = Self(1 << 13);
     /// kvmclock tells whether it is the same on all vCPUs.
@@ -51,6 +53,7 @@ pub(crate) const SUPPORTED: Features = Features::CLOCKSOURCE
     .with(Features::PV_UNHALT)
     .with(Features::PV_TLB_FLUSH)
     .with(Features::PV_SEND_IPI)
+    .with(Features::POLL_CONTROL)
     .with(Features::PV_SCHED_YIELD)
     .with(Features::CLOCKSOURCE_STABLE_BIT);
 

@@ -118,7 +118,7 @@ impl<V: XvmOps> Vcpu<V> {
                 answer::DONE
             }
             number::SCHED_YIELD if self.may_use(Features::PV_SCHED_YIELD) => {
-                if first != u64::from(self.shared.id) {
+                if self.may_yield_to(first) {
                     called = Called::Yield;
                 }
                 answer::DONE
@@ -133,6 +133,15 @@ impl<V: XvmOps> Vcpu<V> {
     fn answer(&mut self, call: &Call, answer: u64, skip: Skip) {
         V::gprs(&mut self.arch).0[RAX] = call.rax(answer);
         self.skip(skip);
+    }
+
+    /// Whether the vCPU that a hypercall names may be waiting for a CPU, so that this one's can be given to it. Notes which it is.
+    fn may_yield_to(&mut self, id: u64) -> bool {
+        self.shared.stats.directed_yields_attempted.add(1);
+        self.yield_to = u32::try_from(id)
+            .ok()
+            .filter(|id| *id != self.shared.id && self.vm.targets().is_outside(*id));
+        self.yield_to.is_some()
     }
 
     /// Sends an interrupt to those of up to 128 vCPUs that two bitmaps name. Returns how many took it.

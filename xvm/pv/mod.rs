@@ -68,6 +68,8 @@ pub(crate) struct Pv {
     eoi: u64,
     /// The byte says that an EOI can wait.
     eoi_announced: bool,
+    /// MSR_KVM_POLL_CONTROL is 0: the guest has polled before it halts, and its HLT isn't polled.
+    pub(crate) polls_itself: bool,
     /// The guest is to be told that it was stopped.
     stopped: bool,
     /// Another vCPU has ended this one's HLT, or will have ended its next (KVM_HC_KICK_CPU).
@@ -89,6 +91,8 @@ impl<V: XvmOps> Vcpu<V> {
         self.set_steal_time(0);
         self.pv = Pv {
             enforce: self.pv.enforce,
+            // As in KVM, which leaves it to the guest to set it anew.
+            polls_itself: self.pv.polls_itself,
             // This is the VM's business.
             due: self.pv.due & due::TSC,
             ..Pv::default()

@@ -18,6 +18,7 @@ const WALL_CLOCK: u32 = 0x4b56_4d00;
 const SYSTEM_TIME: u32 = 0x4b56_4d01;
 const STEAL_TIME: u32 = 0x4b56_4d03;
 const EOI_EN: u32 = 0x4b56_4d04;
+const POLL_CONTROL: u32 = 0x4b56_4d05;
 
 /// What a VMM saves and restores, in this order.
 pub(crate) const STATE: &[u32] = &[
@@ -27,6 +28,7 @@ pub(crate) const STATE: &[u32] = &[
     WALL_CLOCK,
     STEAL_TIME,
     EOI_EN,
+    POLL_CONTROL,
 ];
 
 /// The feature that `msr` comes with.
@@ -36,6 +38,7 @@ fn feature(msr: u32) -> Option<Features> {
         WALL_CLOCK | SYSTEM_TIME => Features::CLOCKSOURCE2,
         STEAL_TIME => Features::STEAL_TIME,
         EOI_EN => Features::PV_EOI,
+        POLL_CONTROL => Features::POLL_CONTROL,
         _ => return None,
     })
 }
@@ -60,6 +63,7 @@ impl<V: XvmOps> Vcpu<V> {
             SYSTEM_TIME_OLD | SYSTEM_TIME => Ok(self.pv.system_time),
             STEAL_TIME => Ok(self.pv.steal_time),
             EOI_EN => Ok(self.pv.eoi),
+            POLL_CONTROL => Ok(u64::from(!self.pv.polls_itself)),
             _ => Err(Gp),
         }
     }
@@ -82,6 +86,7 @@ impl<V: XvmOps> Vcpu<V> {
             }
             STEAL_TIME if value & steal::RESERVED == 0 => self.set_steal_time(value),
             EOI_EN => self.set_pv_eoi(value)?,
+            POLL_CONTROL if value <= 1 => self.pv.polls_itself = value == 0,
             _ => return Err(Gp),
         }
         Ok(Effect::TimerChanged)
