@@ -168,7 +168,7 @@ TEST_F(guest_memfd, bad_arguments)
 	EXPECT_EQ(-EEXIST, bind_slot(&self->vm, 1, 0, 0, SIZE, self->fd, 0));
 	/* A page is one slot's, and the slot stays as it is. */
 	ASSERT_EQ(0, bind_slot(&self->vm, 1, 0, GUEST_HIGH, 2 * PAGE, self->fd, PAGE));
-	EXPECT_EQ(-EINVAL, bind_slot(&self->vm, 2, 0, GUEST_HIGH + SIZE, 2 * PAGE, self->fd, 2 * PAGE));
+	EXPECT_EQ(-EEXIST, bind_slot(&self->vm, 2, 0, GUEST_HIGH + SIZE, 2 * PAGE, self->fd, 2 * PAGE));
 	EXPECT_EQ(-EINVAL, bind_slot(&self->vm, 1, 0, GUEST_HIGH, 2 * PAGE, self->fd, PAGE));
 	EXPECT_EQ(-EINVAL, bind_slot(&self->vm, 1, 0, GUEST_HIGH + SIZE, 2 * PAGE, self->fd, PAGE));
 	EXPECT_EQ(-EINVAL, vm_set_region(&self->vm, 1, 0, GUEST_HIGH, 2 * PAGE, NULL));

@@ -26,12 +26,9 @@ impl<V: XvmOps> Context for Device<V> {
     fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
         match cmd {
             uapi::KVM_GET_API_VERSION if arg == 0 => Ok(uapi::KVM_API_VERSION as isize),
-            // The machine type: there is one.
-            uapi::KVM_CREATE_VM if arg == 0 => Vm::create(self.machine.clone()),
+            uapi::KVM_CREATE_VM => Vm::create(self.machine.clone(), arg),
             uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok((MAPPED_PAGES * PAGE_SIZE) as isize),
-            uapi::KVM_GET_API_VERSION | uapi::KVM_CREATE_VM | uapi::KVM_GET_VCPU_MMAP_SIZE => {
-                Err(EINVAL)
-            }
+            uapi::KVM_GET_API_VERSION | uapi::KVM_GET_VCPU_MMAP_SIZE => Err(EINVAL),
             uapi::KVM_CHECK_EXTENSION => extension::check(&self.machine.caps, arg),
             uapi::KVM_GET_SUPPORTED_CPUID => cpuid::get_supported(&self.machine, arg),
             uapi::KVM_GET_MSR_INDEX_LIST => msr::index_list(arg),

@@ -17,7 +17,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// # Errors
     ///
     /// `EINVAL` for flags, a range that isn't of pages, is empty or wraps; and when nothing was mapped: `ENOENT` where there is no
-    /// memory, `EINTR` for a signal, or as [`Memory::fill`](super::memory::Memory::fill). `EFAULT` for the argument.
+    /// memory, `EFAULT` where it is private and isn't there, `EINTR` for a signal, or as [`Memory::fill`](super::memory::Memory::fill). `EFAULT` for the argument.
     pub(crate) fn pre_fault_memory(&mut self, arg: usize) -> Result<isize> {
         let mut range: kvm_pre_fault_memory = user::read(arg)?;
         let page = PAGE_SIZE as u64;
@@ -48,6 +48,7 @@ impl<V: XvmOps> Vcpu<V> {
             match self.vm.memory.fill(slots, range.gpa, false, spare)? {
                 Filled::Again => {}
                 Filled::Device => return Err(ENOENT),
+                Filled::NotPrivate => return Err(EFAULT),
                 Filled::Mapped(size) => {
                     let done = size - (range.gpa & (size - 1));
                     range.gpa = range.gpa.wrapping_add(done.min(range.size));

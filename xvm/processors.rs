@@ -55,10 +55,15 @@ impl<V: XvmOps> Vm<V> {
     ///
     /// None; the type is that of ioctls.
     pub(super) fn check_extension(&self, capability: usize) -> Result<isize> {
-        if capability == uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS as usize {
-            return Ok(self.processors().bus_cycle_ns as isize);
-        }
-        extension::check(&self.machine.caps, capability)
+        let Ok(known) = u32::try_from(capability) else {
+            return Ok(0);
+        };
+        Ok(match known {
+            uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => self.processors().bus_cycle_ns as isize,
+            uapi::KVM_CAP_MEMORY_ATTRIBUTES => self.memory_attributes() as isize,
+            uapi::KVM_CAP_GUEST_MEMFD_FLAGS => self.memory.file_flags() as isize,
+            _ => extension::check(&self.machine.caps, capability)?,
+        })
     }
 
     /// `KVM_SET_BOOT_CPU_ID`.

@@ -224,10 +224,15 @@ impl<V: XvmOps> Vcpu<V> {
         let filled = memory.fill(slots, fault.gpa, fault.write, spare);
         if let Err(error) = filled {
             if error == EFAULT || error == EHWPOISON {
-                self.exit_memory_fault(fault.gpa & !0xfff, PAGE_SIZE as u64);
+                self.exit_memory_fault(fault.gpa & !0xfff, PAGE_SIZE as u64, 0);
             }
         }
         match filled? {
+            Filled::NotPrivate => {
+                let private = u64::from(uapi::KVM_MEMORY_EXIT_FLAG_PRIVATE);
+                self.exit_memory_fault(fault.gpa & !0xfff, PAGE_SIZE as u64, private);
+                Err(EFAULT)
+            }
             Filled::Mapped(_) | Filled::Again => Ok(Next::Guest),
             // Tables that the CPU reads to deliver an event, where no memory is.
             Filled::Device if self.events.injected.is_some() => Ok(self.delivery_error(fault)),

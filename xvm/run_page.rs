@@ -83,12 +83,13 @@ impl<V: XvmOps> Vcpu<V> {
         self.set_exit(uapi::KVM_EXIT_MMIO);
     }
 
-    /// Tells which guest-physical memory could not be mapped, with the errno of `KVM_RUN` (api.rst, 8.44).
-    pub(super) fn exit_memory_fault(&self, gpa: u64, size: u64) {
+    /// Tells which guest-physical memory could not be mapped, with the errno of `KVM_RUN` (api.rst, 8.44); `flags` are
+    /// `KVM_MEMORY_EXIT_FLAG_*`.
+    pub(super) fn exit_memory_fault(&self, gpa: u64, size: u64, flags: u64) {
         let pages = &self.pages;
         pages.set(
             offset_of!(kvm_run, __bindgen_anon_1.memory_fault.flags),
-            0u64,
+            flags,
         );
         pages.set(offset_of!(kvm_run, __bindgen_anon_1.memory_fault.gpa), gpa);
         pages.set(

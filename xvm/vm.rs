@@ -33,6 +33,7 @@ use crate::linux::user;
 use crate::uapi;
 use core::ops::DerefMut;
 use kernel::mm::virt::VmaNew;
+use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 use kernel::sync::new_mutex;
 use kernel::sync::new_spinlock;
@@ -86,15 +87,20 @@ pub(crate) struct Vm<V: XvmOps> {
 }
 
 impl<V: XvmOps> Vm<V> {
-    /// Makes a VM and returns its file descriptor.
+    /// Makes a VM of a type, `KVM_X86_*_VM`, and returns its file descriptor.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`, `EINTR`, or as [`anon_file::create`].
-    pub(crate) fn create(machine: Arc<Machine<V>>) -> Result<isize> {
+    /// `EINVAL` for another type; `ENOMEM`, `EINTR`, or as [`anon_file::create`].
+    pub(crate) fn create(machine: Arc<Machine<V>>, kind: usize) -> Result<isize> {
+        let protected = match u32::try_from(kind)? {
+            uapi::KVM_X86_DEFAULT_VM => false,
+            uapi::KVM_X86_SW_PROTECTED_VM => true,
+            _ => return Err(EINVAL),
+        };
         let kick = Kick::new()?;
         let mm = Arc::new(AddressSpace::current()?, GFP_KERNEL_ACCOUNT)?;
-        let memory = Memory::new(kick.clone())?;
+        let memory = Memory::new(kick.clone(), protected)?;
         let notifier = mmu_notifier::Registration::new(memory.clone(), mm.clone())?;
         let targets = Targets::new()?;
         let bus = Bus::new()?;
@@ -224,6 +230,34 @@ impl<V: XvmOps> Vm<V> {
         self.memory.use_rings(bytes)
     }
 
+    /// `KVM_SET_MEMORY_ATTRIBUTES`: `struct kvm_memory_attributes` is an address, a size, the attributes, and flags.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for flags, attributes that the VM's memory can't have, and a range that isn't of pages, is empty or wraps; `EFAULT`, `ENOMEM`.
+    fn set_memory_attributes(&self, arg: usize) -> Result<isize> {
+        let [start, size, attributes, flags]: [u64; 4] = user::read(arg)?;
+        let known = self.memory_attributes();
+        let end = start.checked_add(size).ok_or(EINVAL)?;
+        if flags != 0
+            || attributes & !known != 0
+            || size == 0
+            || (start | size) % PAGE_SIZE as u64 != 0
+        {
+            return Err(EINVAL);
+        }
+        self.memory.set_private(start..end, attributes != 0)?;
+        Ok(0)
+    }
+
+    /// The attributes that its memory can have, `KVM_MEMORY_ATTRIBUTE_*`.
+    pub(super) fn memory_attributes(&self) -> u64 {
+        match self.memory.is_protected() {
+            true => uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE.into(),
+            false => 0,
+        }
+    }
+
     /// `KVM_GET_DIRTY_LOG`: `struct kvm_dirty_log` is the slot with padding, and an address.
     fn get_dirty_log(&self, arg: usize) -> Result<isize> {
         let [slot, to]: [u64; 2] = user::read(arg)?;
@@ -294,6 +328,7 @@ impl<V: XvmOps> AnonFile for Vm<V> {
                 let asked: uapi::kvm_create_guest_memfd = user::read(arg)?;
                 Memory::create_file(&this.memory, asked.size, asked.flags)
             }
+            uapi::KVM_SET_MEMORY_ATTRIBUTES => this.set_memory_attributes(arg),
             uapi::KVM_GET_DIRTY_LOG => this.get_dirty_log(arg),
             uapi::KVM_CLEAR_DIRTY_LOG => this.clear_dirty_log(arg),
             uapi::KVM_RESET_DIRTY_RINGS => this.memory.reset_rings(),

@@ -10,17 +10,27 @@
 #include "guest.h"
 #include "vm.h"
 
-struct vm vm_create_bare(void)
+static struct vm create(unsigned long type)
 {
 	struct vm vm = { .device = device_open() };
 
-	vm.fd = do_ioctl(vm.device, KVM_CREATE_VM, 0);
+	vm.fd = do_ioctl(vm.device, KVM_CREATE_VM, type);
 	return vm;
+}
+
+struct vm vm_create_bare(void)
+{
+	return create(0);
 }
 
 struct vm vm_create(void)
 {
-	struct vm vm = vm_create_bare();
+	return vm_create_type(0);
+}
+
+struct vm vm_create_type(unsigned long type)
+{
+	struct vm vm = create(type);
 	uint64_t identity_map = 0xfffbc000;
 
 	/* What every VMM does first; CPUs without unrestricted guest need it. */

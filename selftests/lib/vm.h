@@ -26,6 +26,9 @@ struct vcpu {
 /* A VM with GUEST_MEMORY bytes of memory in slot 0, and descriptor tables, page tables and handlers in it. */
 struct vm vm_create(void);
 
+/* The same of another type than the default one. */
+struct vm vm_create_type(unsigned long type);
+
 /* A VM with nothing. */
 struct vm vm_create_bare(void);
 void vm_free(struct vm *vm);

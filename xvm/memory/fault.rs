@@ -13,6 +13,7 @@ use crate::linux::gup::UserPage;
 use crate::linux::task;
 use crate::linux::x86;
 use crate::module_parameters;
+use core::ops::Range;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
@@ -27,6 +28,8 @@ pub(crate) enum Filled {
     Again,
     /// There is no memory, or it is read-only and the access a write: a device's business.
     Device,
+    /// It is private, and there is no private memory: the VMM's business.
+    NotPrivate,
 }
 
 impl<F: PageFormat> Memory<F> {
@@ -43,26 +46,32 @@ impl<F: PageFormat> Memory<F> {
         write: bool,
         spare: &mut Spare,
     ) -> Result<Filled> {
+        // Others need not look before they know that there is memory.
+        let known = self.protected.then(|| self.extent(gpa));
+        if let Some((_, sequence)) = known.as_ref().filter(|known| known.0.private) {
+            return self.fill_private(view, gpa, *sequence, spare);
+        }
         let Some(region) = view.by_gpa(gpa) else {
             return Ok(Filled::Device);
         };
         if write && region.read_only {
             return Ok(Filled::Device);
         }
+        let (here, sequence) = known.unwrap_or_else(|| self.extent(gpa));
         if let Some(backing) = region.backing.as_ref().filter(|one| one.is_memory()) {
-            return self.fill_from_file(view, region, backing, gpa, spare);
+            return self.fill_from_file(view, region, backing, gpa, sequence, spare);
         }
         spare.fill()?;
-        let sequence = self.guarded.lock().sequence;
         let user = region.user_address(gpa & !0xfff);
-        // To the end of the slot; the tables' own end is looked at when they are filled.
-        let left = region.range().end.saturating_sub(gpa & !0xfff) / PAGE_SIZE as u64;
+        // To the end of the slot, or of what is shared; the tables' own end is looked at when they are filled.
+        let end = region.range().end.min(here.range.end);
+        let left = end.saturating_sub(gpa & !0xfff) / PAGE_SIZE as u64;
         let mut run = UserPage::present(user, left as usize);
         let page = match run.next() {
             Some(page) => page,
             None => UserPage::fault_in(user, write)?,
         };
-        let mapping = Self::large(region, gpa, &page).unwrap_or(Mapping {
+        let mapping = Self::large(region, &here.range, gpa, &page).unwrap_or(Mapping {
             gpa: gpa & !0xfff,
             phys: page.phys(),
             // A page whose writes are logged is writable from the first write to the next harvest.
@@ -108,12 +117,13 @@ impl<F: PageFormat> Memory<F> {
         }))
     }
 
-    /// A mapping of 2 MiB, where slot and memory allow it, and writes aren't logged by pages. CPUs that may hang when a page's
+    /// A mapping of 2 MiB, where slot and memory allow it, all of it is `shared`, and writes aren't logged by pages. CPUs that may hang when a page's
     /// size changes while they execute from it (ITLB_MULTIHIT, CVE-2018-12207) get none.
-    fn large(region: &Region, gpa: u64, page: &UserPage) -> Option<Mapping> {
+    fn large(region: &Region, shared: &Range<u64>, gpa: u64, page: &UserPage) -> Option<Mapping> {
         let start = gpa & !(PAGE_2M - 1);
         let user = region.user_address(start);
-        let inside = start >= region.gpa && start + PAGE_2M <= region.range().end;
+        let within = |range: &Range<u64>| start >= range.start && start + PAGE_2M <= range.end;
+        let inside = within(&region.range()) && within(shared);
         if !inside
             || region.read_only
             || region.logged

@@ -4,8 +4,8 @@
 //!
 //! The file belongs to one VM. Its pages are made when they are first used, by the guest or by a process that has the file
 //! mapped, and stay where they are until a hole is punched or the file is gone. A slot that is bound to a part of a file that can
-//! be mapped (`GUEST_MEMFD_FLAG_MMAP`) is that part; with another file, in VMs without private memory as all are, it is the
-//! slot's user memory.
+//! be mapped (`GUEST_MEMFD_FLAG_MMAP`) is that part. With another file it is its private pages that are there, if the VM can have any, and
+//! the others are the slot's user memory.
 //!
 //! # Locks
 //!
@@ -111,7 +111,7 @@ impl Store {
         let contents = Option::as_mut(&mut contents).ok_or(EBADF)?;
         let taken = |one: &Binding| one.pages.start < end && first < one.pages.end;
         if contents.bindings.iter().any(taken) {
-            return Err(EINVAL);
+            return Err(EEXIST);
         }
         let binding = Binding {
             slot: region.id,
@@ -152,6 +152,14 @@ pub(super) struct GuestFile<F: PageFormat> {
 }
 
 impl<F: PageFormat> Memory<F> {
+    /// The flags that a file can have, `GUEST_MEMFD_FLAG_*`: where pages can be private, they aren't made for processes to see.
+    pub(crate) fn file_flags(&self) -> u64 {
+        match self.is_protected() {
+            true => MAPPABLE,
+            false => MAPPABLE | SHARED,
+        }
+    }
+
     /// `KVM_CREATE_GUEST_MEMFD`: a file of `size` bytes, as a descriptor.
     ///
     /// # Errors
@@ -159,7 +167,7 @@ impl<F: PageFormat> Memory<F> {
     /// `EINVAL` for unknown flags, or a size that is 0, not of whole pages, or too large; `EMFILE`, `ENFILE`, `ENOMEM`.
     pub(crate) fn create_file(this: &Arc<Self>, size: u64, flags: u64) -> Result<isize> {
         let whole = size != 0 && size % PAGE_SIZE as u64 == 0 && size <= i64::MAX as u64;
-        if flags & !(MAPPABLE | SHARED) != 0 || !whole {
+        if flags & !this.file_flags() != 0 || !whole {
             return Err(EINVAL);
         }
         let file = GuestFile {
@@ -173,7 +181,8 @@ impl<F: PageFormat> Memory<F> {
     ///
     /// # Errors
     ///
-    /// `EBADF` for no file; `EINVAL` for one that isn't such a file of this VM's, or a part that isn't in it or is another slot's; `ENOMEM`.
+    /// `EBADF` for no file; `EINVAL` for one that isn't such a file of this VM's, or a part that isn't in it; `EEXIST` for one that is
+    /// another slot's; `ENOMEM`.
     pub(super) fn bind(&self, region: &Region, fd: u32, offset: u64) -> Result<Backing> {
         let file: Arc<GuestFile<F>> = memory_file::get(fd)?;
         if !core::ptr::eq(&raw const *file.memory, self) {
@@ -186,7 +195,30 @@ impl<F: PageFormat> Memory<F> {
         })
     }
 
-    /// Maps a page of a file for the guest. May sleep.
+    /// Maps a private page.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(super) fn fill_private(
+        &self,
+        view: &View,
+        gpa: u64,
+        sequence: u64,
+        spare: &mut Spare,
+    ) -> Result<Filled> {
+        let region = view.by_gpa(gpa);
+        let Some((region, backing)) = region.and_then(|one| Some((one, one.backing.as_ref()?)))
+        else {
+            return Ok(Filled::NotPrivate);
+        };
+        match self.fill_from_file(view, region, backing, gpa, sequence, spare) {
+            Err(error) if error == EFAULT => Ok(Filled::NotPrivate),
+            result => result,
+        }
+    }
+
+    /// Maps a page of a file for the guest, if nothing has changed since `sequence`. May sleep.
     ///
     /// # Errors
     ///
@@ -197,6 +229,7 @@ impl<F: PageFormat> Memory<F> {
         region: &Region,
         backing: &Backing,
         gpa: u64,
+        sequence: u64,
         spare: &mut Spare,
     ) -> Result<Filled> {
         spare.fill()?;
@@ -211,7 +244,7 @@ impl<F: PageFormat> Memory<F> {
         };
         let stale = {
             let mut guarded = self.guarded.lock();
-            if !view.is_current() {
+            if guarded.sequence != sequence || !view.is_current() {
                 return Ok(Filled::Again);
             }
             guarded.tables[view.as_id().index()].map(&mapping, spare)

@@ -9,6 +9,7 @@
 //! - [`format`]: how entries of those look, by vendor;
 //! - [`space`]: a VM's memory: slots, tables and the MMU notifier;
 //! - [`fault`]: the faults that fill the tables;
+//! - [`attributes`]: which memory is private;
 //! - [`guest_file`]: slots that are a part of a file (guest_memfd);
 //! - [`bitmap`], [`dirty_log`]: which pages were written to;
 //! - [`ring`]: the same as a list of each vCPU, in memory shared with the VMM;
@@ -16,6 +17,7 @@
 
 mod access;
 mod as_id;
+mod attributes;
 mod bitmap;
 mod dirty_log;
 mod fault;

@@ -20,6 +20,7 @@
 
 use super::access::View;
 use super::as_id;
+use super::attributes::Attributes;
 use super::ring::Rings;
 use super::slots::Change;
 use super::slots::Current;
@@ -41,15 +42,17 @@ use kernel::sync::Mutex;
 use kernel::sync::SpinLock;
 
 /// How much of the tables is changed before the lock is given up for a moment.
-const CHUNK: u64 = 1 << 30;
+pub(super) const CHUNK: u64 = 1 << 30;
 
 pub(super) struct Guarded<F: PageFormat> {
     /// Those of each address space.
     pub(super) tables: [Tables<F>; as_id::COUNT],
+    /// What of the main address space is private.
+    pub(super) attributes: Attributes,
     /// Invalidations of user addresses that have started and not ended, and the range around them.
     pub(super) invalidations: usize,
     pub(super) invalid: Range<usize>,
-    /// Counts ended invalidations.
+    /// Counts ended invalidations, and conversions between private and shared.
     pub(super) sequence: u64,
     /// Counts times at which entries were cleared, and how many of these a flush has followed.
     pub(super) cleared: u64,
@@ -78,12 +81,14 @@ pub(crate) struct Memory<F: PageFormat> {
     /// Counts what vCPUs must flush their TLBs for.
     flushes: AtomicU64,
     roots: [u64; as_id::COUNT],
+    /// It can be private (`KVM_X86_SW_PROTECTED_VM`); then there is one address space.
+    pub(super) protected: bool,
     kick: Arc<Kick>,
 }
 
 impl<F: PageFormat> Memory<F> {
-    /// No memory yet. `kick` reaches the VM's vCPUs.
-    pub(crate) fn new(kick: Arc<Kick>) -> Result<Arc<Self>> {
+    /// No memory yet. It can be private if `protected`. `kick` reaches the VM's vCPUs.
+    pub(crate) fn new(kick: Arc<Kick>, protected: bool) -> Result<Arc<Self>> {
         let tables = [Tables::<F>::new()?, Tables::<F>::new()?];
         let roots = tables.each_ref().map(Tables::root);
         Arc::pin_init(
@@ -91,6 +96,7 @@ impl<F: PageFormat> Memory<F> {
                 update <- new_mutex!(LogOptions::default(), "xvm_memory_update"),
                 guarded <- new_spinlock!(Guarded {
                     tables,
+                    attributes: Attributes::new(),
                     invalidations: 0,
                     invalid: 0..0,
                     sequence: 0,
@@ -101,6 +107,7 @@ impl<F: PageFormat> Memory<F> {
                 rings: Rings::new()?,
                 flushes: AtomicU64::new(1),
                 roots,
+                protected,
                 kick,
             }),
             GFP_KERNEL_ACCOUNT,
@@ -127,6 +134,11 @@ impl<F: PageFormat> Memory<F> {
         View::new(self.current.clone(), self.rings.clone())
     }
 
+    /// Whether it can be private.
+    pub(crate) fn is_protected(&self) -> bool {
+        self.protected
+    }
+
     /// The slots, for who may not wait for them.
     pub(crate) fn current(&self) -> Arc<Current> {
         self.current.clone()
@@ -136,8 +148,11 @@ impl<F: PageFormat> Memory<F> {
     ///
     /// # Errors
     ///
-    /// As [`Slots::change`](super::Slots::change), or [`Memory::bind`] for a slot that is bound to a file; `ENOMEM`.
+    /// `EINVAL` for a second address space where memory can be private; as [`Slots::change`](super::Slots::change), or [`Memory::bind`] for a slot that is bound to a file; `ENOMEM`.
     pub(crate) fn set_region(&self, mut region: Region) -> Result {
+        if self.protected && region.as_id != AsId::Main {
+            return Err(EINVAL);
+        }
         let options = self.update.lock();
         let current = self.current.get();
         let change = current.change(&region)?;

@@ -15,7 +15,7 @@ use kernel::prelude::*;
 const ROOT_LEVEL: u32 = 4;
 
 /// Addresses are below this: four levels of nine bits.
-const END: u64 = 1 << 48;
+pub(super) const END: u64 = 1 << 48;
 
 /// Bytes that an entry of `level` covers.
 const fn span(level: u32) -> u64 {
