@@ -31,6 +31,7 @@ impl<V: XvmOps> Context for Device<V> {
             uapi::KVM_GET_API_VERSION | uapi::KVM_GET_VCPU_MMAP_SIZE => Err(EINVAL),
             uapi::KVM_CHECK_EXTENSION => extension::check(&self.machine.caps, arg),
             uapi::KVM_GET_SUPPORTED_CPUID => cpuid::get_supported(&self.machine, arg),
+            uapi::KVM_GET_EMULATED_CPUID => cpuid::get_emulated(&self.machine, arg),
             uapi::KVM_GET_MSR_INDEX_LIST => msr::index_list(arg),
             uapi::KVM_GET_MSR_FEATURE_INDEX_LIST => msr::feature_index_list(arg),
             uapi::KVM_X86_GET_MCE_CAP_SUPPORTED => mce::get_supported(arg),

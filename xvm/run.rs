@@ -409,7 +409,8 @@ impl<V: XvmOps> Vcpu<V> {
         Ok(Next::Guest)
     }
 
-    /// #UD: the other vendor's hypercall is carried out, all else is the guest's.
+    /// #UD: the other vendor's hypercall is carried out, and what the guest's CPU has and this one
+    /// hasn't; all else is the guest's.
     fn invalid_opcode(&mut self) -> Result<Next> {
         use super::emulate::Op;
         match self
@@ -417,6 +418,7 @@ impl<V: XvmOps> Vcpu<V> {
             .map(|insn| (insn.op, insn.length))
         {
             Some((Op::Vmcall | Op::Vmmcall, length)) => self.foreign_hypercall(length),
+            Some((op, _)) if self.emulates(op) => self.emulate_exit(),
             _ => {
                 self.events.queue_exception(vectors::INVALID_OPCODE, None);
                 Ok(Next::Guest)

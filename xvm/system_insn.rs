@@ -10,6 +10,7 @@ use super::emulate::Op;
 use super::emulate::Operand;
 use super::emulate::Stop;
 use super::emulation::Emulation;
+use super::msr::TSC_AUX;
 use super::vcpu::Vcpu;
 use super::CrAccess;
 use super::XvmOps;
@@ -49,6 +50,12 @@ impl<V: XvmOps> Emulation<'_, V> {
                 Ok(cr0) => emulate::store(self, insn, &operand, cr0),
                 Err(fault) => Err(Stop::Fault(fault)),
             },
+            // Where the CPU lacks it.
+            (Op::Rdpid, [Operand::Register(to), _]) => {
+                let id = V::read_msr(&self.vcpu.arch, TSC_AUX).unwrap_or(0);
+                self.set_gpr(to.index, id & 0xffff_ffff);
+                Ok(())
+            }
             (Op::Wbinvd | Op::Invd, _) => self.privileged(|_| Ok(())),
             _ => return None,
         };

@@ -135,7 +135,7 @@ const AVX512_7_1_EAX: u32 = bits(&[5]);
 /// INVPCID in leaf 7 EBX.
 const INVPCID: u32 = bits(&[10]);
 /// RDPID in leaf 7 ECX.
-const RDPID: u32 = bits(&[22]);
+pub(super) const RDPID: u32 = bits(&[22]);
 /// RDTSCP in leaf 8000_0001 EDX.
 const RDTSCP: u32 = bits(&[27]);
 
@@ -190,6 +190,14 @@ impl Words {
             words.leaf_e1_edx &= !RDTSCP;
         }
         words
+    }
+
+    /// RDPID, in leaf 7 ECX, where there is MSR TSC_AUX for it to read.
+    pub(super) fn emulated_rdpid(&self) -> u32 {
+        match self.leaf_e1_edx & RDTSCP {
+            0 => 0,
+            _ => RDPID,
+        }
     }
 
     fn of_cpu() -> Self {

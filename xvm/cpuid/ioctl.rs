@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `KVM_GET_SUPPORTED_CPUID`, `KVM_SET_CPUID`, `KVM_SET_CPUID2`, `KVM_GET_CPUID2` (api.rst, 4.46, 4.20, 4.45).
+//! `KVM_GET_SUPPORTED_CPUID`, `KVM_GET_EMULATED_CPUID`, `KVM_SET_CPUID`, `KVM_SET_CPUID2`, `KVM_GET_CPUID2` (api.rst, 4.46, 4.88,
+//! 4.20, 4.45).
 //!
 //! The argument is `struct kvm_cpuid2`: a count, padding, and as many entries.
 
+use super::emulated::emulated;
 use super::features::Words;
 use super::guest::GuestCpuid;
 use super::supported::supported;
@@ -56,6 +58,31 @@ pub(in super::super) fn get_supported<V: XvmOps>(
         return Err(E2BIG);
     }
     write_entries(arg, entries.iter().copied())?;
+    Ok(0)
+}
+
+/// `KVM_GET_EMULATED_CPUID`.
+///
+/// # Errors
+///
+/// `E2BIG` when there is room for fewer entries than there are; `EINVAL` when the padding of an entry that there is room for isn't
+/// zero; `EFAULT`.
+pub(in super::super) fn get_emulated<V: XvmOps>(machine: &Machine<V>, arg: usize) -> Result<isize> {
+    let room: u32 = user::read(arg)?;
+    if room == 0 {
+        return Err(E2BIG);
+    }
+    for n in 0..room.min(ENTRIES_MAX) as usize {
+        let entry: kvm_cpuid_entry2 = user::read(entry_address(arg, n)?)?;
+        if entry.padding != [0; 3] {
+            return Err(EINVAL);
+        }
+    }
+    let entries = emulated(machine);
+    if (room as usize) < entries.len() {
+        return Err(E2BIG);
+    }
+    write_entries(arg, entries.into_iter())?;
     Ok(0)
 }
 

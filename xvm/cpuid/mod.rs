@@ -6,13 +6,15 @@
 //! | --- | --- |
 //! | `features` | the allow-lists: which feature bits xvm virtualises |
 //! | `supported` | the leaves of `KVM_GET_SUPPORTED_CPUID` |
+//! | `emulated` | what `KVM_GET_EMULATED_CPUID` tells, and who has it |
 //! | `guest` | a vCPU's CPUID as the VMM set it, and looking leaves up in it |
 //! | `model` | what follows from it: which bits of CR4, EFER, XCR0… the vCPU has |
-//! | `ioctl` | the three ioctls |
+//! | `ioctl` | the ioctls |
 //!
 //! Hypervisor leaf 0x4000_0000 has KVM's name, by which guests find the paravirtual interface; 0x4000_0001 says what there
 //! is of it (`xvm/pv/`).
 
+mod emulated;
 mod features;
 mod guest;
 mod ioctl;
@@ -20,6 +22,7 @@ mod model;
 mod supported;
 
 pub(crate) use guest::GuestCpuid;
+pub(super) use ioctl::get_emulated;
 pub(super) use ioctl::get_supported;
 pub(crate) use model::Model;
 

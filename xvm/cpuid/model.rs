@@ -100,7 +100,7 @@ impl Model {
             ]),
             ibpb: seven_edx(26) || e8_ebx(12),
             x2apic: one_ecx(21),
-            tsc_aux: e1_edx(27) || seven_ecx(22),
+            tsc_aux: e1_edx(27) || seven.ecx & words.emulated_rdpid() != 0,
             tsc_adjust: seven_ebx(1),
             arch_capabilities: seven_edx(29),
             gigabyte_pages: e1_edx(26),

@@ -107,6 +107,8 @@ pub enum Op {
     Rdtsc,
     /// RDTSCP.
     Rdtscp,
+    /// RDPID; the operand is the register.
+    Rdpid,
     /// RDPMC.
     Rdpmc,
     /// XSETBV.

@@ -215,6 +215,7 @@ pub(super) fn two_byte(s: &Selector) -> Entry {
         0xbf => (Op::Movsx, Gv, Ew),
         0xc0 => (Op::Xadd, Eb, Gb),
         0xc1 => (Op::Xadd, Ev, Gv),
+        0xc7 if s.rep && s.is_register() && s.group() == 7 => (Op::Rdpid, Ry, None),
         _ => OTHER,
     }
 }

@@ -28,6 +28,7 @@ mod list;
 mod mtrr;
 
 pub(crate) use filter::MsrFilter;
+pub(super) use index::TSC_AUX;
 pub(super) use list::feature_index_list;
 pub(super) use list::get_feature_msrs;
 pub(super) use list::index_list;

@@ -308,6 +308,7 @@ fn system_operation(mnemonic: Mnemonic) -> Op {
         Mnemonic::Wrmsr => Op::Wrmsr,
         Mnemonic::Rdtsc => Op::Rdtsc,
         Mnemonic::Rdtscp => Op::Rdtscp,
+        Mnemonic::Rdpid => Op::Rdpid,
         Mnemonic::Rdpmc => Op::Rdpmc,
         Mnemonic::Xsetbv => Op::Xsetbv,
         Mnemonic::Vmcall => Op::Vmcall,

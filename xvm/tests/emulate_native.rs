@@ -313,6 +313,7 @@ fn name(op: Op) -> Option<String> {
         Op::Wrmsr,
         Op::Rdtsc,
         Op::Rdtscp,
+        Op::Rdpid,
         Op::Rdpmc,
         Op::Xsetbv,
         Op::Vmcall,
