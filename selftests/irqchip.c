@@ -184,6 +184,14 @@ TEST_F(irqchip, round_trips)
 		ASSERT_EQ(0, try_ioctl(self->vm.fd, KVM_GET_IRQCHIP, &seen));
 		EXPECT_EQ(0, memcmp(&chip, &seen, sizeof(chip))) TH_LOG("chip %u", id);
 	}
+	/* What a VMM sets it gets back, also what no guest could have made. */
+	struct kvm_irqchip odd = { .chip_id = KVM_IRQCHIP_PIC_MASTER, .chip.pic = { .irq_base = 0xff, .elcr = 0xff, .elcr_mask = 1 } };
+	struct kvm_irqchip seen = { .chip_id = KVM_IRQCHIP_PIC_MASTER };
+
+	ASSERT_EQ(0, try_ioctl(self->vm.fd, KVM_SET_IRQCHIP, &odd));
+	ASSERT_EQ(0, try_ioctl(self->vm.fd, KVM_GET_IRQCHIP, &seen));
+	EXPECT_EQ(0, memcmp(&odd.chip.pic, &seen.chip.pic, sizeof(odd.chip.pic)));
+
 	struct kvm_irqchip none = { .chip_id = 3 };
 
 	EXPECT_EQ(-EINVAL, try_ioctl(self->vm.fd, KVM_GET_IRQCHIP, &none));

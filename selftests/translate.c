@@ -42,6 +42,9 @@ TEST_F(translate, every_mode)
 		EXPECT_EQ(1, translation.valid);
 		EXPECT_EQ(0x3456789a, translation.physical_address) TH_LOG("%s mode, large page", guest_mode_name(mode));
 	}
+	guest_set_mode(&self->vcpu, MODE_REAL);
+	EXPECT_EQ(0, translate(&self->vcpu, 1ull << 32).valid);
+	EXPECT_EQ(0, translate(&self->vcpu, -1ull).valid);
 }
 
 TEST_F(translate, tables_are_followed)

@@ -13,13 +13,13 @@ use super::XvmOps;
 use kernel::prelude::*;
 
 /// CR0 bits.
-mod cr0 {
+pub(super) mod cr0 {
     pub(super) const PE: u64 = 1 << 0;
     pub(super) const TS: u64 = 1 << 3;
     pub(super) const ET: u64 = 1 << 4;
     pub(super) const NW: u64 = 1 << 29;
     pub(super) const CD: u64 = 1 << 30;
-    pub(super) const PG: u64 = 1 << 31;
+    pub(in super::super) const PG: u64 = 1 << 31;
 
     /// PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG. Writes to others of the lower half have no effect.
     pub(super) const DEFINED: u64 = 0xe005_003f;

@@ -2,6 +2,7 @@
 
 //! `KVM_TRANSLATE` (api.rst, 4.15).
 
+use super::control::cr0;
 use super::emulate::walk;
 use super::emulate::walk::Access;
 use super::guest_memory::Sleeping;
@@ -12,7 +13,8 @@ use crate::uapi::kvm_translation;
 use kernel::prelude::*;
 
 impl<V: XvmOps> Vcpu<V> {
-    /// `KVM_TRANSLATE`: where a linear address leads in the guest's present paging mode; changes no accessed bit.
+    /// `KVM_TRANSLATE`: where a linear address leads in the guest's present paging mode; changes no accessed bit. Without
+    /// paging an address of more than 32 bits leads nowhere.
     ///
     /// # Errors
     ///
@@ -26,9 +28,12 @@ impl<V: XvmOps> Vcpu<V> {
             ..Access::default()
         };
         let slots = self.current_slots();
-        let found = walk::inspect(&mut Sleeping(slots), &paging, asked.linear_address, access).ok();
+        let linear = asked.linear_address;
+        let found = Some(linear)
+            .filter(|linear| paging.cr0 & cr0::PG != 0 || linear >> 32 == 0)
+            .and_then(|linear| walk::inspect(&mut Sleeping(slots), &paging, linear, access).ok());
         let answer = kvm_translation {
-            linear_address: asked.linear_address,
+            linear_address: linear,
             physical_address: found.map_or(u64::MAX, |found| found.gpa),
             valid: found.is_some().into(),
             writeable: found.is_some_and(|found| found.writable).into(),

@@ -103,6 +103,7 @@ impl<V: XvmOps> Vcpu<V> {
             index::ARCH_CAPABILITIES if host || model.arch_capabilities => {
                 Ok(msrs.arch_capabilities)
             }
+            index::PERF_CAPABILITIES if host => Ok(0),
             index::HWCR => Ok(msrs.hwcr),
             index::PV_OLD_FIRST..=index::PV_OLD_LAST | index::PV_FIRST..=index::PV_LAST => {
                 self.read_pv_msr(msr)
@@ -225,6 +226,7 @@ impl<V: XvmOps> Vcpu<V> {
                 require(host && value & !super::list::arch_capabilities() == 0)?;
                 msrs.arch_capabilities = value;
             }
+            index::PERF_CAPABILITIES => require(host && value == 0)?,
             index::HWCR => {
                 require(value & !(HWCR_STORED | HWCR_IGNORED) == 0)?;
                 msrs.hwcr = value & HWCR_STORED;

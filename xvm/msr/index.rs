@@ -41,6 +41,7 @@ pub(super) const MTRR_FIX_16K: u32 = 0x258;
 pub(super) const MTRR_FIX_4K: u32 = 0x268;
 pub(super) const PAT: u32 = 0x277;
 pub(super) const MTRR_DEF_TYPE: u32 = 0x2ff;
+pub(super) const PERF_CAPABILITIES: u32 = 0x345;
 pub(super) const RAPL_POWER_UNIT: u32 = 0x606;
 pub(super) const PKG_ENERGY_STATUS: u32 = 0x611;
 pub(super) const DRAM_ENERGY_STATUS: u32 = 0x619;

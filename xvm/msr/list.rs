@@ -122,15 +122,20 @@ fn feature(msr: u32) -> Option<u64> {
     match msr {
         index::BIOS_SIGN_ID => x86::rdmsr_safe(msr).ok(),
         index::DE_CFG if de_cfg() != 0 => Some(de_cfg()),
-        index::ARCH_CAPABILITIES if x86::host_has(bindings::X86_FEATURE_ARCH_CAPABILITIES) => {
-            Some(arch_capabilities())
-        }
+        index::ARCH_CAPABILITIES => Some(arch_capabilities()),
+        // No counters, so none of their features.
+        index::PERF_CAPABILITIES => Some(0),
         _ => None,
     }
 }
 
 /// Feature MSRs that there may be.
-const FEATURES: &[u32] = &[index::BIOS_SIGN_ID, index::DE_CFG, index::ARCH_CAPABILITIES];
+const FEATURES: &[u32] = &[
+    index::BIOS_SIGN_ID,
+    index::DE_CFG,
+    index::ARCH_CAPABILITIES,
+    index::PERF_CAPABILITIES,
+];
 
 /// Writes a `struct kvm_msr_list`: the count, and, if there is room for all, the numbers.
 fn write_list(arg: usize, list: impl Iterator<Item = u32> + Clone) -> Result<isize> {

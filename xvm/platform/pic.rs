@@ -118,6 +118,8 @@ struct Controller {
     rotate_on_auto_eoi: bool,
     special_fully_nested: bool,
     elcr: u8,
+    /// Lines that can be level-triggered: not the timer, keyboard, cascade, clock and coprocessor, unless a VMM says otherwise.
+    elcr_mask: u8,
     /// Lines whose interrupt has ended since this was last looked at.
     ended: u8,
 }
@@ -141,15 +143,11 @@ impl Controller {
             rotate_on_auto_eoi: false,
             special_fully_nested: false,
             elcr: 0,
+            elcr_mask: match role {
+                Chip::Master => 0xf8,
+                Chip::Slave => 0xde,
+            },
             ended: 0,
-        }
-    }
-
-    /// Lines that can be level-triggered: not the timer, keyboard, cascade, clock and coprocessor.
-    fn elcr_mask(&self) -> u8 {
-        match self.role {
-            Chip::Master => 0xf8,
-            Chip::Slave => 0xde,
         }
     }
 
@@ -218,9 +216,9 @@ impl Controller {
         self.first = line.wrapping_add(1) & 7;
     }
 
-    /// The vector of a line.
+    /// The vector of a line. The low bits of a base that a VMM has set are kept, and count for nothing.
     fn vector(&self, line: u8) -> u8 {
-        self.base | line
+        self.base & 0xf8 | line
     }
 
     fn read(&mut self, data: bool) -> u8 {
@@ -344,7 +342,7 @@ impl Controller {
     }
 
     fn write_elcr(&mut self, value: u8) {
-        self.elcr = value & self.elcr_mask();
+        self.elcr = value & self.elcr_mask;
         self.irr = self.irr & !self.elcr | self.lines & self.elcr;
     }
 
@@ -365,7 +363,7 @@ impl Controller {
             special_fully_nested_mode: self.special_fully_nested.into(),
             init4: self.icw4_follows.into(),
             elcr: self.elcr,
-            elcr_mask: self.elcr_mask(),
+            elcr_mask: self.elcr_mask,
         }
     }
 
@@ -375,7 +373,7 @@ impl Controller {
         self.imr = state.imr;
         self.isr = state.isr;
         self.first = state.priority_add & 7;
-        self.base = state.irq_base & 0xf8;
+        self.base = state.irq_base;
         self.read_isr = state.read_reg_select != 0;
         self.poll = state.poll != 0;
         self.special_mask = state.special_mask != 0;
@@ -389,7 +387,8 @@ impl Controller {
         self.rotate_on_auto_eoi = state.rotate_on_auto_eoi != 0;
         self.special_fully_nested = state.special_fully_nested_mode != 0;
         self.icw4_follows = state.init4 != 0;
-        self.elcr = state.elcr & self.elcr_mask();
+        self.elcr_mask = state.elcr_mask;
+        self.elcr = state.elcr;
     }
 }
 
