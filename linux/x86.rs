@@ -166,6 +166,15 @@ pub(crate) fn host_has_bug(bug: u32) -> bool {
     unsafe { ffi::xvm_host_has_bug(bug) }
 }
 
+/// Whether the CPU has MWAIT that any write wakes from, and local APICs whose timers run in every power state.
+pub(crate) fn can_mwait() -> bool {
+    /// `X86_BUG_MONITOR`, likewise a macro with an argument.
+    const MONITOR: u32 = bindings::NCAPINTS * 32 + 12;
+    host_has(bindings::X86_FEATURE_MWAIT)
+        && host_has(bindings::X86_FEATURE_ARAT)
+        && !host_has_bug(MONITOR)
+}
+
 /// Whether the host CPU may hang when the size of a page changes while it executes from it.
 pub(crate) fn itlb_multihit() -> bool {
     /// `X86_BUG_ITLB_MULTIHIT`, a macro with an argument, which bindgen doesn't see.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* KVM_ENABLE_CAP: what is refused, and what each capability that has no test of its own changes. */
-#include "test.h"
+#include "stats.h"
 
 static int enable(int fd, uint32_t capability, uint32_t flags, uint64_t value)
 {
@@ -194,6 +194,49 @@ TEST(disable_exits)
 	guest_load(&vm, pauses);
 	guest_set_mode(&vcpu, MODE_LONG);
 	EXPECT_EQ(-EINTR, vcpu_run(&vcpu));
+	vcpu_free(&vcpu);
+	vm_free(&vm);
+}
+
+/* It waits for a write that doesn't come, and has nothing but the host's interrupts to wake it. */
+GUEST_CODE64(waits_for_write, 1: mov $GUEST_FREE + 0x800, %eax; xor %ecx, %ecx; xor %edx, %edx; monitor; xor %eax, %eax; mwait;
+	incq GUEST_FREE; jmp 1b);
+
+TEST(disable_mwait_exits)
+{
+	struct itimerval timer = { .it_value.tv_usec = 50000, .it_interval.tv_usec = 50000 }, none = { 0 };
+	struct vm vm = vm_create();
+	int allowed = device_extension(KVM_CAP_X86_DISABLE_EXITS), stats;
+	struct vcpu vcpu;
+	volatile uint64_t *times;
+	int64_t exits;
+
+	if (!(allowed & KVM_X86_DISABLE_EXITS_MWAIT)) {
+		EXPECT_EQ(-EINVAL, enable(vm.fd, KVM_CAP_X86_DISABLE_EXITS, 0, KVM_X86_DISABLE_EXITS_MWAIT));
+		SKIP(return, "the CPU can't");
+	}
+	ASSERT_EQ(0, enable(vm.fd, KVM_CAP_X86_DISABLE_EXITS, 0, KVM_X86_DISABLE_EXITS_MWAIT));
+	vcpu = vcpu_create(&vm, 0);
+	vcpu_set_supported_cpuid(&vcpu);
+	EXPECT_EQ(-EINVAL, enable(vm.fd, KVM_CAP_X86_DISABLE_EXITS, 0, KVM_X86_DISABLE_EXITS_MWAIT));
+	let_signal_interrupt(SIGALRM);
+	guest_load(&vm, waits_for_write);
+	guest_set_mode(&vcpu, MODE_LONG);
+	stats = try_ioctl(vcpu.fd, KVM_GET_STATS_FD, 0);
+	times = vm_at(&vm, GUEST_FREE);
+	setitimer(ITIMER_REAL, &timer, NULL);
+	EXPECT_EQ(-EINTR, vcpu_run(&vcpu));
+	exits = stats_value(stats, "exits");
+	*times = 0;
+	for (int i = 0; i < 5; i++)
+		EXPECT_EQ(-EINTR, vcpu_run(&vcpu));
+	setitimer(ITIMER_REAL, &none, NULL);
+	exits = stats_value(stats, "exits") - exits;
+	TH_LOG("%lu times, %ld exits", *times, exits);
+	EXPECT_LT(0, *times);
+	/* With exits there would be two each time. */
+	EXPECT_GT(2 * *times, exits);
+	close(stats);
 	vcpu_free(&vcpu);
 	vm_free(&vm);
 }

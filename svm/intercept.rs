@@ -51,8 +51,10 @@ mod first {
 }
 
 /// Intercepts of the second word (offset 0x10): VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT; WBINVD, MONITOR, MWAIT (both forms),
-/// XSETBV, RDPRU. All on in every guest. VMRUN must be (15.5.1).
+/// XSETBV, RDPRU. VMRUN must be on (15.5.1).
 const SECOND: u32 = 0x7f | 0x7e00;
+/// Those of MONITOR and MWAIT, which the VMM may leave to its guest.
+const MONITOR_MWAIT: u32 = 0x1c00;
 
 /// Intercepts of the third word (offset 0x14).
 mod third {
@@ -129,6 +131,12 @@ impl Control {
     pub(super) fn intercept_waiting(&mut self, hlt: bool, pause: bool) {
         set(&mut self.intercepts[0], first::HLT, hlt);
         set(&mut self.intercepts[0], first::PAUSE, pause);
+        self.clean = self.clean.with_intercepts(false);
+    }
+
+    /// Intercepts MONITOR and MWAIT, or not.
+    pub(super) fn intercept_mwait(&mut self, on: bool) {
+        set(&mut self.intercepts[1], MONITOR_MWAIT, on);
         self.clean = self.clean.with_intercepts(false);
     }
 

@@ -278,6 +278,7 @@ impl Vcpu {
         let control = &mut self.vmcb_mut().control;
         control.tsc_offset = config.tsc_offset;
         control.intercept_waiting(!config.free_hlt, !config.free_pause && pause_filter);
+        control.intercept_mwait(!config.free_mwait);
         control.clean = control.clean.with_intercepts(false);
         if self.msrs_exit != config.msrs_exit {
             self.msrs_exit = config.msrs_exit;

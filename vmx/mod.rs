@@ -141,6 +141,8 @@ impl XvmOps for Vmx {
         vcpu.set_root(config.root);
         vcpu.primary
             .set_bits(field::primary::HLT_EXITING, !config.free_hlt);
+        let mwait = field::primary::MONITOR_EXITING | field::primary::MWAIT_EXITING;
+        vcpu.primary.set_bits(mwait, !config.free_mwait);
         vcpu.set_pause_exiting(!config.free_pause);
         // Without bitmaps every access exits.
         vcpu.primary

@@ -21,9 +21,6 @@ use kernel::prelude::*;
 /// The quirks that can be disabled: the value of `KVM_CAP_DISABLE_QUIRKS2`.
 const QUIRKS: u64 = extension::value_of(uapi::KVM_CAP_DISABLE_QUIRKS2) as u64;
 
-/// The exits that can be disabled: the value of `KVM_CAP_X86_DISABLE_EXITS`.
-const EXITS: u64 = extension::value_of(uapi::KVM_CAP_X86_DISABLE_EXITS) as u64;
-
 /// The reasons that `KVM_CAP_X86_USER_SPACE_MSR` takes.
 const MSR_REASONS: u32 = uapi::KVM_MSR_EXIT_REASON_INVAL
     | uapi::KVM_MSR_EXIT_REASON_UNKNOWN
@@ -142,7 +139,7 @@ impl<V: XvmOps> Vm<V> {
 
     /// Instructions by which guests wait, and which are left to them (7.13).
     fn disable_exits(&self, exits: u64) -> Result {
-        if exits & !EXITS != 0 {
+        if exits & !u64::from(extension::free_instructions()) != 0 {
             return Err(EINVAL);
         }
         self.before_vcpus(|| {

@@ -5,6 +5,7 @@
 
 use super::ops::Capabilities;
 use crate::linux::cpus;
+use crate::linux::x86;
 use crate::uapi;
 use crate::uapi::abi;
 use crate::uapi::Fd;
@@ -54,7 +55,17 @@ fn computed(caps: &Capabilities, capability: u32) -> isize {
         uapi::KVM_CAP_TSC_CONTROL | uapi::KVM_CAP_VM_TSC_CONTROL => {
             isize::from(caps.tsc_scaling.is_some())
         }
+        uapi::KVM_CAP_X86_DISABLE_EXITS => free_instructions() as isize,
         _ => 0,
+    }
+}
+
+/// The instructions that a VMM may leave to its guests, `KVM_X86_DISABLE_EXITS_*`.
+pub(super) fn free_instructions() -> u32 {
+    let waiting = uapi::KVM_X86_DISABLE_EXITS_HLT | uapi::KVM_X86_DISABLE_EXITS_PAUSE;
+    match x86::can_mwait() {
+        true => waiting | uapi::KVM_X86_DISABLE_EXITS_MWAIT,
+        false => waiting,
     }
 }
 

@@ -75,6 +75,8 @@ pub(crate) struct Config {
     pub(crate) free_hlt: bool,
     /// PAUSE never exits.
     pub(crate) free_pause: bool,
+    /// MONITOR and MWAIT don't exit: the CPU waits in the guest, in a power state of the guest's choice.
+    pub(crate) free_mwait: bool,
     /// All accesses to MSRs exit, also those that a guest could be left to do by itself.
     pub(crate) msrs_exit: bool,
     /// Debugging by the VMM.

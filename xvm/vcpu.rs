@@ -219,6 +219,7 @@ impl<V: XvmOps> Vcpu<V> {
             root: vm.memory.root(AsId::Main),
             free_hlt: vm.switches.is_free(uapi::KVM_X86_DISABLE_EXITS_HLT),
             free_pause: vm.switches.is_free(uapi::KVM_X86_DISABLE_EXITS_PAUSE),
+            free_mwait: vm.switches.is_free(uapi::KVM_X86_DISABLE_EXITS_MWAIT),
             ..Config::default()
         };
         let bootstrap = shared.bootstrap;
