@@ -6,7 +6,7 @@ import sys
 import machine
 from initramfs import Archive
 
-MODULES = ["virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "ahci", "sd_mod", "e1000e"]
+MODULES = ["virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "ahci", "sd_mod", "e1000e", "button", "efivarfs"]
 
 
 def main():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A QEMU process, its monitor, and a guest that carries out commands."""
 
+import contextlib
 import json
 import os
 import socket
@@ -10,6 +11,11 @@ import time
 
 # The machines are emulated, and busy.
 PATIENCE = 300
+
+MEGABYTE = 1 << 20
+
+# In memory: the root file system is another machine's.
+FOLDER = "/dev/shm"
 
 
 class Failure(Exception):
@@ -51,12 +57,24 @@ def expect_same(before, after):
     check(not differ, f"{len(differ)} pages of guest memory differ: {' '.join(hex(i) for i in differ[:20])}")
 
 
+@contextlib.contextmanager
+def scratch(name):
+    """The path of a file that is gone at the end of the `with` block."""
+    path = f"{FOLDER}/qemu-{name}"
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
 class Stream:
-    """A socket that is read up to a mark."""
+    """A socket that is read up to a mark. `alive` raises when the process at the other end is not."""
 
     def __init__(self, path, alive):
         self.socket = socket.socket(socket.AF_UNIX)
         self.text = b""
+        self.alive = alive
 
         def connect():
             alive()
@@ -79,8 +97,11 @@ class Stream:
             try:
                 data = self.socket.recv(65536)
             except TimeoutError:
+                raise Failure(f"no {mark!r} came, but {self.text[-600:].decode(errors='replace')!r}") from None
+            except ConnectionError:
                 data = b""
-            check(data, f"no {mark!r} came, but {self.text[-600:].decode(errors='replace')!r}")
+            if not data:
+                until(self.alive, "the end of what closed a connection")
             self.text += data
         before, _, self.text = self.text.partition(mark)
         return before.decode(errors="replace")
@@ -91,19 +112,19 @@ class Qemu:
 
     files = {}  # kernel, initramfs: where they are
 
-    def __init__(self, *options, device="/dev/xvm", irqchip="on", machine="pc", cpu="host", cpus=1, memory="192M", append="", kernel=True):
-        self.folder = tempfile.TemporaryDirectory(prefix="qemu")
+    def __init__(self, *options, device="/dev/xvm", irqchip="on", accel="", machine="pc", cpu="host", cpus=1, memory="192M", append=""):
+        self.folder = tempfile.TemporaryDirectory(prefix="qemu", dir=FOLDER)
         self.serial = self.monitor = None
         self.events = []
         self.log = open(f"{self.folder.name}/log", "w+", encoding="utf-8")
         command = ["qemu-system-x86_64", "-nodefaults", "-display", "none"]
-        command += ["-accel", f"kvm,device={device},kernel-irqchip={irqchip}", "-machine", machine, "-cpu", cpu, "-smp", str(cpus), "-m", memory]
+        command += ["-accel", f"kvm,device={device},kernel-irqchip={irqchip}{accel}"]
+        command += ["-machine", machine, "-cpu", cpu, "-smp", str(cpus), "-m", memory]
         command += ["-chardev", f"socket,id=serial,path={self.path('serial')},server=on,wait=on", "-serial", "chardev:serial"]
         command += ["-qmp", f"unix:{self.path('qmp')},server=on,wait=off"]
-        if kernel:
-            # no_timer_check: on a busy machine the timer's interrupts come too late for that check.
-            words = f"console=ttyS0 loglevel=4 panic=-1 cryptomgr.notests no_timer_check {append}"
-            command += ["-kernel", self.files["kernel"], "-initrd", self.files["initramfs"], "-append", words]
+        # no_timer_check: on a busy machine the timer's interrupts come too late for that check.
+        words = f"console=ttyS0 loglevel=4 panic=-1 cryptomgr.notests no_timer_check {append}"
+        command += ["-kernel", self.files["kernel"], "-initrd", self.files["initramfs"], "-append", words]
         command += options
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
         try:
@@ -141,16 +162,20 @@ class Qemu:
     def alive(self):
         check(self.process.poll() is None, f"QEMU ended with status {self.process.returncode}: {self.messages()}")
 
+    def message(self):
+        """The monitor's next message. Events are kept, with their data."""
+        message = json.loads(self.monitor.read_to("\n"))
+        if "event" in message:
+            self.events.append((message["event"], message.get("data", {})))
+        return message
+
     def qmp(self, command, **arguments):
         """Asks the monitor; its answer."""
         self.monitor.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-        while True:
-            answer = json.loads(self.monitor.read_to("\n"))
-            if "event" in answer:
-                self.events.append(answer["event"])
-                continue
-            check("return" in answer, f"{command}: {answer}")
-            return answer["return"]
+        while "event" in (answer := self.message()):
+            pass
+        check("return" in answer, f"{command}: {answer}")
+        return answer["return"]
 
     def hmp(self, line):
         """A command of the monitor for people, which says something only if it fails."""
@@ -175,7 +200,11 @@ class Qemu:
         expect(0, self.process.returncode, f"QEMU's status, after {self.messages()!r}")
 
     def power_off(self):
+        """Has the guest turn the machine off, which is ACPI's."""
         self.serial.write("poweroff -f\n")
+        while self.message().get("event") != "SHUTDOWN":
+            pass
+        expect("guest-shutdown", self.events[-1][1]["reason"], "why the machine is off")
         self.ended()
 
     def memory(self, size):
