@@ -55,6 +55,26 @@ impl Switches {
         self.disabled_quirks.load(Ordering::Relaxed) & u64::from(quirk) != 0
     }
 
+    /// Whether LINT0 is open after a reset.
+    pub(crate) fn opens_lint0(&self) -> bool {
+        !self.without_quirk(uapi::KVM_X86_QUIRK_LINT0_REENABLED)
+    }
+
+    /// Whether a new vCPU has feature MSRs that the VMM hasn't set.
+    pub(crate) fn stuffs_feature_msrs(&self) -> bool {
+        !self.without_quirk(uapi::KVM_X86_QUIRK_STUFF_FEATURE_MSRS)
+    }
+
+    /// Whether RIP is behind an OUT to `port` already when the VMM is told of it.
+    pub(crate) fn skips_first(&self, port: u16) -> bool {
+        port == 0x7e && !self.without_quirk(uapi::KVM_X86_QUIRK_OUT_7E_INC_RIP)
+    }
+
+    /// Whether there is nothing, and not the VMM's, where a local APIC would have its registers that hasn't them there.
+    pub(crate) fn apic_hole(&self) -> bool {
+        !self.without_quirk(uapi::KVM_X86_QUIRK_LAPIC_MMIO_HOLE)
+    }
+
     /// Whether raised exceptions are told apart.
     pub(crate) fn exception_payload(&self) -> bool {
         self.exception_payload.load(Ordering::Relaxed)

@@ -98,6 +98,9 @@ fn monitor_mwait<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
 }
 
 fn cpuid<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+    if vcpu.msrs.cpuid_faults() && V::code_context(&vcpu.arch).cpl != 0 {
+        return raise(vcpu, GENERAL_PROTECTION, Some(0));
+    }
     let Some(skip) = vcpu.plan_skip() else {
         return false;
     };

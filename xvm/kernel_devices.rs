@@ -10,6 +10,17 @@ use crate::linux::timer;
 /// Where an access to the local APIC's page is.
 const APIC_PAGE: u64 = 0xfff;
 
+/// What of the local APIC is at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Local {
+    /// Its registers.
+    Registers,
+    /// They would be there in xAPIC mode (`KVM_X86_QUIRK_LAPIC_MMIO_HOLE`): reads are all ones, writes go nowhere.
+    Hole,
+    /// Something else.
+    Nothing,
+}
+
 /// The time for an access to the local APIC at `offset`, where it matters.
 pub(crate) fn device_time(offset: u32) -> u64 {
     match Lapic::uses_time(offset) {
@@ -19,13 +30,19 @@ pub(crate) fn device_time(offset: u32) -> u64 {
 }
 
 impl<V: XvmOps> Vcpu<V> {
+    /// What of the local APIC is at an address.
+    fn at_local_apic(&self, gpa: u64) -> Local {
+        let page = gpa & !APIC_PAGE;
+        match &self.lapic {
+            Some(lapic) if lapic.page() == Some(page) => Local::Registers,
+            Some(lapic) if lapic.is_at(page) && self.vm.switches.apic_hole() => Local::Hole,
+            _ => Local::Nothing,
+        }
+    }
+
     /// Whether an address belongs to the local APIC or the IOAPIC.
     pub(crate) fn is_kernel_device(&self, gpa: u64) -> bool {
-        let local = self
-            .lapic
-            .as_ref()
-            .is_some_and(|lapic| lapic.page() == Some(gpa & !APIC_PAGE));
-        local
+        self.at_local_apic(gpa) != Local::Nothing
             || self
                 .vm
                 .irqchip()
@@ -34,19 +51,21 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Reads from a device in the kernel. False when there is none at this address.
     pub(super) fn device_read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
-        let value = if self
-            .lapic
-            .as_ref()
-            .is_some_and(|lapic| lapic.page() == Some(gpa & !APIC_PAGE))
-        {
-            let now = device_time((gpa & APIC_PAGE & !3) as u32);
-            self.lapic
-                .as_mut()
-                .map(|lapic| lapic.read((gpa & APIC_PAGE & !3) as u32, now))
-        } else {
-            self.vm
+        let value = match self.at_local_apic(gpa) {
+            Local::Registers => {
+                let now = device_time((gpa & APIC_PAGE & !3) as u32);
+                self.lapic
+                    .as_mut()
+                    .map(|lapic| lapic.read((gpa & APIC_PAGE & !3) as u32, now))
+            }
+            Local::Hole => {
+                data.fill(0xff);
+                return true;
+            }
+            Local::Nothing => self
+                .vm
                 .irqchip()
-                .and_then(|irqchip| irqchip.ioapic_read(gpa))
+                .and_then(|irqchip| irqchip.ioapic_read(gpa)),
         };
         let Some(value) = value else {
             return false;
@@ -65,20 +84,20 @@ impl<V: XvmOps> Vcpu<V> {
         let length = data.len().min(4);
         bytes[..length].copy_from_slice(&data[..length]);
         let value = u32::from_le_bytes(bytes);
-        if self
-            .lapic
-            .as_ref()
-            .is_some_and(|lapic| lapic.page() == Some(gpa & !APIC_PAGE))
-        {
-            // As in hardware, what isn't an aligned access of at least 4 bytes has no effect.
-            if gpa & 3 == 0 && data.len() >= 4 {
-                self.lapic_write((gpa & APIC_PAGE) as u32, value);
+        match self.at_local_apic(gpa) {
+            Local::Registers => {
+                // As in hardware, what isn't an aligned access of at least 4 bytes has no effect.
+                if gpa & 3 == 0 && data.len() >= 4 {
+                    self.lapic_write((gpa & APIC_PAGE) as u32, value);
+                }
+                true
             }
-            return true;
+            Local::Hole => true,
+            Local::Nothing => self
+                .vm
+                .irqchip()
+                .is_some_and(|irqchip| irqchip.ioapic_write(gpa, value).is_some()),
         }
-        self.vm
-            .irqchip()
-            .is_some_and(|irqchip| irqchip.ioapic_write(gpa, value).is_some())
     }
 
     /// Writes the local APIC's register at `offset` in its page.

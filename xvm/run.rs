@@ -290,6 +290,11 @@ impl<V: XvmOps> Vcpu<V> {
                 return Ok(Next::Guest);
             }
             self.pages.write(PORT_DATA, data);
+            if self.vm.switches.skips_first(access.port) {
+                self.skip(Skip::BY_CPU);
+                self.exit_io(false, access.size, access.port, 1);
+                return Ok(Next::Userspace);
+            }
         }
         self.pending = Pending::Port {
             access: *access,
@@ -488,6 +493,7 @@ impl<V: XvmOps> Vcpu<V> {
         self.replay.clear();
         self.pending = Pending::None;
         if let Some(lapic) = &mut self.lapic {
+            lapic.open_at_reset(self.vm.switches.opens_lint0());
             lapic.reset(Reset::Init);
             self.shared.mailbox.publish(lapic);
         }

@@ -22,6 +22,7 @@ use super::msr::Msrs;
 use super::ops::Config;
 use super::platform::halt_poll::HaltPoll;
 use super::platform::lapic::Lapic;
+use super::platform::lapic::Reset;
 use super::platform::mailbox::Mailbox;
 use super::processors::Processors;
 use super::pv::OffCpu;
@@ -224,10 +225,12 @@ impl<V: XvmOps> Vcpu<V> {
         };
         let bootstrap = shared.bootstrap;
         let lapic = match vm.irqchip() {
-            Some(_) => Some(KBox::new(
-                Lapic::new(shared.id, bootstrap, bus_cycle_ns),
-                GFP_KERNEL_ACCOUNT,
-            )?),
+            Some(_) => {
+                let mut lapic = Lapic::new(shared.id, bootstrap, bus_cycle_ns);
+                lapic.open_at_reset(vm.switches.opens_lint0());
+                lapic.reset(Reset::PowerUp);
+                Some(KBox::new(lapic, GFP_KERNEL_ACCOUNT)?)
+            }
             None => None,
         };
         if let Some(lapic) = &lapic {
@@ -244,7 +247,7 @@ impl<V: XvmOps> Vcpu<V> {
             events: Events::default(),
             cpuid: GuestCpuid::new(),
             guest_debug: GuestDebug::default(),
-            msrs: Msrs::new(bootstrap),
+            msrs: Msrs::new(bootstrap, vm.switches.stuffs_feature_msrs()),
             msr_filter: None,
             mce: KBox::new(Mce::new(), GFP_KERNEL_ACCOUNT)?,
             mp_state,

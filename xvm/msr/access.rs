@@ -21,8 +21,8 @@ use core::sync::atomic::Ordering;
 /// IA32_FEATURE_CONTROL: locked, and nothing (VMX, SGX, SENTER) is on.
 pub(super) const FEATURE_CONTROL_LOCKED: u64 = 1;
 
-/// IA32_PLATFORM_INFO: CPUID can be made to fault, which it can't here.
-const CPUID_FAULTING: u64 = 1 << 31;
+/// IA32_PLATFORM_INFO: CPUID can be made to fault.
+pub(super) const CPUID_FAULTING: u64 = 1 << 31;
 
 /// HWCR: McStatusWrEn and TscFreqSel can be set; TlbCacheDis, IgnneDis and SmmBaseLock… that BIOSes set (bits 3, 6,
 /// 8) are ignored.
@@ -98,6 +98,7 @@ impl<V: XvmOps> Vcpu<V> {
             index::BIOS_SIGN_ID => Ok(msrs.microcode),
             index::PLATFORM_INFO if !host && self.hides_platform_info() => Err(Gp),
             index::PLATFORM_INFO => Ok(msrs.platform_info),
+            index::MISC_FEATURES => Ok(msrs.cpuid_faults.into()),
             index::POWER_CTL => Ok(msrs.power_ctl),
             index::FEATURE_CONTROL => Ok(msrs.feature_control),
             index::ARCH_CAPABILITIES if host || model.arch_capabilities => {
@@ -214,8 +215,13 @@ impl<V: XvmOps> Vcpu<V> {
             index::BIOS_SIGN_ID if !host => {}
             index::BIOS_SIGN_ID => msrs.microcode = value,
             index::PLATFORM_INFO => {
-                require(host && value & CPUID_FAULTING == 0)?;
+                require(host)?;
                 msrs.platform_info = value;
+            }
+            // Bit 0, where PLATFORM_INFO says that there is such.
+            index::MISC_FEATURES => {
+                require(value == 0 || value == 1 && msrs.platform_info & CPUID_FAULTING != 0)?;
+                msrs.cpuid_faults = value != 0;
             }
             index::POWER_CTL => msrs.power_ctl = value,
             index::FEATURE_CONTROL => {

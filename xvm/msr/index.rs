@@ -21,6 +21,8 @@ pub(super) const BIOS_UPDT_TRIG: u32 = 0x79;
 /// PATCH_LEVEL on AMD.
 pub(super) const BIOS_SIGN_ID: u32 = 0x8b;
 pub(super) const PLATFORM_INFO: u32 = 0xce;
+/// MISC_FEATURES_ENABLES.
+pub(super) const MISC_FEATURES: u32 = 0x140;
 pub(super) const MTRR_CAP: u32 = 0xfe;
 pub(super) const ARCH_CAPABILITIES: u32 = 0x10a;
 pub(super) const SYSENTER_CS: u32 = 0x174;

@@ -3,6 +3,7 @@
 //! Which MSRs a VMM saves and restores, and those that tell features (api.rst, 4.3, `KVM_GET_MSR_INDEX_LIST` and
 //! `KVM_GET_MSR_FEATURE_INDEX_LIST`; 4.18, `KVM_GET_MSRS` as a system ioctl).
 
+use super::access::CPUID_FAULTING;
 use super::access::LFENCE_SERIALIZE;
 use super::index;
 use super::ioctl;
@@ -36,6 +37,7 @@ const STATE: &[u32] = &[
     index::MCG_CTL,
     index::BIOS_SIGN_ID,
     index::PLATFORM_INFO,
+    index::MISC_FEATURES,
     index::POWER_CTL,
     index::FEATURE_CONTROL,
     index::HWCR,
@@ -121,6 +123,7 @@ pub(super) fn microcode() -> u64 {
 fn feature(msr: u32) -> Option<u64> {
     match msr {
         index::BIOS_SIGN_ID => x86::rdmsr_safe(msr).ok(),
+        index::PLATFORM_INFO => Some(CPUID_FAULTING),
         index::DE_CFG if de_cfg() != 0 => Some(de_cfg()),
         index::ARCH_CAPABILITIES => Some(arch_capabilities()),
         // No counters, so none of their features.
@@ -132,6 +135,7 @@ fn feature(msr: u32) -> Option<u64> {
 /// Feature MSRs that there may be.
 const FEATURES: &[u32] = &[
     index::BIOS_SIGN_ID,
+    index::PLATFORM_INFO,
     index::DE_CFG,
     index::ARCH_CAPABILITIES,
     index::PERF_CAPABILITIES,

@@ -47,6 +47,8 @@ pub(crate) struct Msrs {
     /// IA32_BIOS_SIGN_ID, on AMD PATCH_LEVEL.
     microcode: u64,
     platform_info: u64,
+    /// CPUID is for the kernel alone (MISC_FEATURES_ENABLES).
+    cpuid_faults: bool,
     /// IA32_POWER_CTL: kept for guests that set it, and nothing else.
     power_ctl: u64,
     feature_control: u64,
@@ -62,17 +64,26 @@ impl Msrs {
         self.misc_enable
     }
 
-    /// The values after power-up; `bootstrap`: of the bootstrap processor.
-    pub(crate) fn new(bootstrap: bool) -> Self {
+    /// Whether CPUID faults in user code.
+    #[inline]
+    pub(crate) fn cpuid_faults(&self) -> bool {
+        self.cpuid_faults
+    }
+
+    /// The values after power-up; `bootstrap`: of the bootstrap processor. Those that tell features say what there is, if they are
+    /// `stuffed`, or nothing.
+    pub(crate) fn new(bootstrap: bool, stuffed: bool) -> Self {
+        let feature = |value| if stuffed { value } else { 0 };
         Self {
             apic_base: apic_base::after_reset(bootstrap),
             misc_enable: MISC_ENABLE_UNAVAILABLE,
             tsc_adjust: 0,
-            microcode: list::microcode(),
-            platform_info: 0,
+            microcode: feature(list::microcode()),
+            platform_info: feature(access::CPUID_FAULTING),
+            cpuid_faults: false,
             power_ctl: 0,
             feature_control: access::FEATURE_CONTROL_LOCKED,
-            arch_capabilities: list::arch_capabilities(),
+            arch_capabilities: feature(list::arch_capabilities()),
             hwcr: 0,
             de_cfg: 0,
             mtrrs: Mtrrs::new(),

@@ -74,6 +74,11 @@ impl Lapic {
         (self.mode() == Mode::XApic).then_some(self.base.0 & Base::ADDRESS)
     }
 
+    /// Whether a page is where the registers would be, in xAPIC mode.
+    pub fn is_at(&self, page: u64) -> bool {
+        self.base.0 & Base::ADDRESS == page
+    }
+
     /// The guest writes IA32_APIC_BASE. Only the transitions of figure 12-27 are legal.
     ///
     /// `maxphyaddr` is the guest's physical address width in bits. Whether the guest's CPUID has x2APIC at all is for the

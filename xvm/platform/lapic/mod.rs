@@ -79,6 +79,8 @@ pub struct Lapic {
     /// x2APIC ID; the ID of xAPIC mode is its low byte. Both are read-only, as on current processors.
     id: u32,
     bootstrap: bool,
+    /// After a reset of the bootstrap processor's, LINT0 is open.
+    virtual_wire: bool,
     base: Base,
     tpr: u8,
     svr: Svr,
@@ -106,6 +108,7 @@ impl Lapic {
         let mut lapic = Self {
             id,
             bootstrap,
+            virtual_wire: true,
             base: Base::reset(bootstrap),
             tpr: 0,
             svr: Svr(0),
@@ -132,6 +135,11 @@ impl Lapic {
         self.reset_registers();
     }
 
+    /// Whether a reset leaves LINT0 of the bootstrap processor open, as firmware would, and not masked.
+    pub fn open_at_reset(&mut self, open: bool) {
+        self.virtual_wire = open;
+    }
+
     /// The register values of 12.4.7.1.
     fn reset_registers(&mut self) {
         self.tpr = 0;
@@ -145,7 +153,7 @@ impl Lapic {
         self.errors = 0;
         self.icr = Icr(0);
         self.lvt = [Lvt::RESET; 6];
-        if self.bootstrap {
+        if self.bootstrap && self.virtual_wire {
             // Firmware leaves the virtual wire to the 8259 open, and VMMs without firmware count on finding it so
             // (api.rst, KVM_X86_QUIRK_LINT0_REENABLED).
             *self.lvt_mut(LvtEntry::Lint0) = Lvt(0x700);
