@@ -4,6 +4,7 @@
 
 use super::vcpu::Vcpu;
 use super::vmcb::Clean;
+use crate::xvm::vectors;
 use crate::xvm::CrAccess;
 use crate::xvm::Exit;
 use crate::xvm::MemoryFault;
@@ -153,7 +154,12 @@ fn rare_exit(vcpu: &mut Vcpu, code: u64) -> Option<Exit> {
             return None;
         }
         code::EXCEPTION..=code::EXCEPTION_31 => exception(vcpu, code - code::EXCEPTION),
-        code::RSM | code::INVLPGA | code::RDPRU => Exit::Undefined,
+        // Outside of system management mode it is #UD, as on a CPU that doesn't intercept it.
+        code::RSM => Exit::Exception {
+            vector: vectors::INVALID_OPCODE,
+            error_code: None,
+        },
+        code::INVLPGA | code::RDPRU => Exit::Undefined,
         code::VMRUN | code::VMLOAD | code::VMSAVE => Exit::Undefined,
         code::STGI | code::CLGI | code::SKINIT => Exit::Undefined,
         code::MONITOR | code::MWAIT | code::MWAIT_ARMED => Exit::MonitorMwait,

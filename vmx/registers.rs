@@ -53,10 +53,18 @@ const CR4_GUEST: u64 =
 /// Where the virtual-APIC page has VTPR (SDM vol 3, 31.1.1); its upper four bits are CR8.
 const VTPR: usize = 0x80;
 
+/// The activity state of a processor that executes instructions (SDM vol 3, 26.4.2).
+const ACTIVE: u64 = 0;
+
 /// `XvmOps::load_cpu_user_regs`.
 pub(super) fn load_user(vcpu: &mut Vcpu, regs: &UserRegs) {
     vcpu.frame.gprs = regs.gprs;
     vcpu.cache.set(Cached::Rsp, regs.gprs.0[RSP]);
+    let waits_in_guest = vcpu.primary.get() & u64::from(primary::HLT_EXITING) == 0;
+    if waits_in_guest && vcpu.cache.get(&vcpu.vmcs, Cached::Rip) != regs.rip {
+        // The HLT was one of what it did before.
+        vcpu.vmcs.write(field::GUEST_ACTIVITY, ACTIVE);
+    }
     vcpu.cache.set(Cached::Rip, regs.rip);
     let rflags = debug::show_rflags(vcpu, regs.rflags);
     vcpu.cache.set(Cached::Rflags, rflags);

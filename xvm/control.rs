@@ -69,6 +69,16 @@ fn is_legal_cr0(value: u64) -> bool {
 }
 
 impl SystemRegs {
+    /// What a write of `value` to CR0 leaves there.
+    pub(super) const fn stored_cr0(value: u64) -> u64 {
+        value & cr0::DEFINED | cr0::ET
+    }
+
+    /// Whether process-context identifiers are on in long mode alone.
+    pub(super) fn pcid_is_legal(&self) -> bool {
+        self.cr4 & cr4::PCIDE == 0 || self.efer & efer::LMA != 0
+    }
+
     /// Whether PAE paging is on, with its four PDPTE registers.
     pub(crate) fn is_pae(&self) -> bool {
         self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0 && self.efer & efer::LMA == 0
@@ -152,7 +162,7 @@ impl<V: XvmOps> Vcpu<V> {
         refuse_if(!is_legal_cr0(value))?;
         let mut regs = V::system_regs(&self.arch);
         let old = regs.cr0;
-        regs.cr0 = value & cr0::DEFINED | cr0::ET;
+        regs.cr0 = SystemRegs::stored_cr0(value);
         let long_code = regs.segments[seg::CS].attributes & LONG != 0;
         match (old & cr0::PG != 0, regs.cr0 & cr0::PG != 0) {
             (false, true) if regs.efer & efer::LME != 0 => {

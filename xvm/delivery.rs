@@ -66,6 +66,9 @@ impl<V: XvmOps> Vcpu<V> {
     /// Takes vectors, NMIs and the timer from the mailbox. False when it holds what is done outside of the window, or the
     /// host's timer must be set.
     pub(super) fn take_mail(&mut self) -> bool {
+        if self.shared.mailbox.has_smi() && !self.postpone_smi() {
+            return false;
+        }
         if self.lapic.is_none() {
             return !self.shared.mailbox.wants_update();
         }
@@ -81,7 +84,7 @@ impl<V: XvmOps> Vcpu<V> {
         mailbox.drain_into(lapic);
         self.pv.kicked |= mailbox.take_unhalt();
         // INIT, start-up and the word that guest memory is out of date remain.
-        !self.timer_stale && mailbox.is_empty()
+        !self.timer_stale && mailbox.is_empty_but_for_smi()
     }
 
     /// Latches the NMIs that others have sent.

@@ -54,7 +54,7 @@ impl<V: XvmOps> Vcpu<V> {
                 && self.interruptible())
     }
 
-    /// Waits until the vCPU has to run, or a signal comes (false). Outside of the window.
+    /// Waits until the vCPU has to run, or go to system management mode, or a signal comes (false). Outside of the window.
     pub(crate) fn sleep(&mut self) -> bool {
         let halted = self.mp_state == MpState::Halted;
         let begin = timer::now();
@@ -65,6 +65,9 @@ impl<V: XvmOps> Vcpu<V> {
         let mut poll_until = begin.saturating_add(self.halt_poll.time(limit));
         while self.mp_state != MpState::Runnable {
             self.take_init();
+            if self.smi_ends_halt() {
+                break;
+            }
             self.serve_guest();
             let wakes = self.mp_state == MpState::Halted && self.wakes();
             self.set_timer();

@@ -18,6 +18,7 @@
 //! | `exits` | exits that are handled inside the window |
 //! | `events`, `delivery` | events that wait; bringing them to the guest |
 //! | `halt`, `spin` | waiting in HLT; a vCPU that spins lets another go first |
+//! | `smm` | system management mode |
 //! | `kick` | where a vCPU is, and making it leave the guest |
 //! | `control`, `system_insn` | control registers: their rules; the instructions that access them |
 //! | `device_access` | moves between registers and devices, without the emulator |
@@ -86,6 +87,7 @@ mod regs;
 mod replay;
 mod run;
 mod run_page;
+mod smm;
 mod spin;
 mod sregs;
 pub(crate) mod state;
@@ -97,7 +99,7 @@ mod translate;
 mod tsc;
 mod vcpu;
 mod vcpu_events;
-mod vectors;
+pub(crate) mod vectors;
 mod vm;
 mod vm_platform;
 mod window;

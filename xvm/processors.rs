@@ -62,6 +62,7 @@ impl<V: XvmOps> Vm<V> {
             uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => self.processors().bus_cycle_ns as isize,
             uapi::KVM_CAP_MEMORY_ATTRIBUTES => self.memory_attributes() as isize,
             uapi::KVM_CAP_GUEST_MEMFD_FLAGS => self.memory.file_flags() as isize,
+            uapi::KVM_CAP_MULTI_ADDRESS_SPACE if self.memory.is_protected() => 1,
             _ => extension::check(&self.machine.caps, capability)?,
         })
     }

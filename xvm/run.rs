@@ -154,6 +154,10 @@ impl<V: XvmOps> Vcpu<V> {
             }
             task::cond_resched();
             self.take_init();
+            self.take_smi()?;
+            if self.mp_state != MpState::Runnable {
+                continue;
+            }
             self.serve_guest();
             self.set_timer();
             if let Some(vector) = self.ended.take() {
@@ -414,7 +418,7 @@ impl<V: XvmOps> Vcpu<V> {
         Ok(Next::Guest)
     }
 
-    /// #UD: the other vendor's hypercall is carried out, and what the guest's CPU has and this one
+    /// #UD: the other vendor's hypercall is carried out, RSM where it is none, and what the guest's CPU has and this one
     /// hasn't; all else is the guest's.
     fn invalid_opcode(&mut self) -> Result<Next> {
         use super::emulate::Op;
@@ -423,6 +427,9 @@ impl<V: XvmOps> Vcpu<V> {
             .map(|insn| (insn.op, insn.length))
         {
             Some((Op::Vmcall | Op::Vmmcall, length)) => self.foreign_hypercall(length),
+            Some((Op::Rsm, _)) if self.smm.is_inside() => self.leave_smm(),
+            // It may be RSM, whose bytes aren't at hand.
+            None if self.smm.is_inside() => self.touch_code(),
             Some((op, _)) if self.emulates(op) => self.emulate_exit(),
             _ => {
                 self.events.queue_exception(vectors::INVALID_OPCODE, None);
@@ -450,7 +457,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// An INIT or start-up IPI (SDM vol 3, 10.4.3).
     pub(crate) fn take_init(&mut self) {
-        if self.lapic.is_none() || self.shared.mailbox.is_empty() {
+        if self.lapic.is_none() || self.shared.mailbox.is_empty() || self.postpone_init() {
             return;
         }
         if self.shared.mailbox.take_init() {
@@ -489,6 +496,7 @@ impl<V: XvmOps> Vcpu<V> {
         V::load_cpu_user_regs(&mut self.arch, &UserRegs::at_power_up());
         V::set_interruptibility(&mut self.arch, Interruptibility::default());
         self.events = super::events::Events::default();
+        self.forget_smi();
         self.reset_pv();
         self.replay.clear();
         self.pending = Pending::None;

@@ -258,6 +258,10 @@ impl<V: XvmOps> Vcpu<V> {
         );
         pages.set(offset_of!(kvm_run, cr8), u64::from(self.cr8));
         pages.set(offset_of!(kvm_run, apic_base), self.apic_base());
-        pages.set(offset_of!(kvm_run, flags), 0u16);
+        let smm = match self.smm.is_inside() {
+            true => uapi::KVM_RUN_X86_SMM as u16,
+            false => 0,
+        };
+        pages.set(offset_of!(kvm_run, flags), smm);
     }
 }

@@ -29,6 +29,7 @@ use super::pv::OffCpu;
 use super::pv::Pv;
 use super::replay::Replay;
 use super::run::Pending;
+use super::smm::Smm;
 use super::stats;
 use super::stats::VcpuStats;
 use super::tsc;
@@ -162,6 +163,8 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) msrs: Msrs,
     /// Which of all MSRs the VMM keeps from the guest; the VM's, as of the last update.
     pub(crate) msr_filter: Option<Arc<MsrFilter>>,
+    /// System management mode.
+    pub(crate) smm: Smm,
     /// Machine-check registers.
     pub(crate) mce: KBox<Mce>,
     /// Whether it runs.
@@ -249,6 +252,7 @@ impl<V: XvmOps> Vcpu<V> {
             guest_debug: GuestDebug::default(),
             msrs: Msrs::new(bootstrap, vm.switches.stuffs_feature_msrs()),
             msr_filter: None,
+            smm: Smm::new(),
             mce: KBox::new(Mce::new(), GFP_KERNEL_ACCOUNT)?,
             mp_state,
             halt_poll: HaltPoll::default(),
@@ -426,6 +430,7 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
             uapi::KVM_ENABLE_CAP => vcpu.enable_cap(arg),
             uapi::KVM_INTERRUPT => vcpu.queue_interrupt(arg),
             uapi::KVM_NMI => vcpu.queue_nmi(),
+            uapi::KVM_SMI => vcpu.queue_smi(),
             uapi::KVM_PRE_FAULT_MEMORY => vcpu.pre_fault_memory(arg),
             uapi::KVM_TRANSLATE => vcpu.translate(arg),
             uapi::KVM_SET_SIGNAL_MASK => vcpu.set_signal_mask(arg),

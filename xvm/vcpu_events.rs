@@ -2,8 +2,6 @@
 
 //! Events as the VMM sees them: `KVM_GET_VCPU_EVENTS`, `KVM_SET_VCPU_EVENTS` (api.rst, 4.31, 4.32), `KVM_INTERRUPT`
 //! (4.16), `KVM_NMI` (4.64).
-//!
-//! There is no system management mode: its fields are zero, and can be set to nothing else.
 
 use super::enable_cap::Switches;
 use super::state::Event;
@@ -41,11 +39,9 @@ fn check(events: &kvm_vcpu_events, switches: &Switches) -> Result<kvm_vcpu_event
     let flag = |flag| events.flags & flag != 0;
     let payload = flag(uapi::KVM_VCPUEVENT_VALID_PAYLOAD);
     let triple_fault = flag(uapi::KVM_VCPUEVENT_VALID_TRIPLE_FAULT);
-    let smm = &events.smi;
     if events.flags & !FLAGS != 0
         || payload && !switches.exception_payload()
         || triple_fault && !switches.triple_fault_event()
-        || flag(uapi::KVM_VCPUEVENT_VALID_SMM) && smm.smm | smm.pending | smm.smm_inside_nmi != 0
     {
         return Err(EINVAL);
     }
@@ -99,6 +95,7 @@ impl<V: XvmOps> Vcpu<V> {
         events.nmi.pending = self.events.nmis;
         events.nmi.masked = state.nmi.into();
         events.flags = uapi::KVM_VCPUEVENT_VALID_NMI_PENDING | uapi::KVM_VCPUEVENT_VALID_SHADOW;
+        self.show_smm(&mut events);
         if self.vm.switches.exception_payload() {
             // An exception that the CPU has not attempted yet. What it says in CR2 or DR6 is there already.
             events.exception.pending = events.exception.injected & u8::from(self.events.fresh);
@@ -116,7 +113,7 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for unknown flags, a vector that is no exception's, and states of system management mode; `EFAULT`.
+    /// `EINVAL` for unknown flags, and a vector that is no exception's; `EFAULT`.
     pub(crate) fn set_vcpu_events(&mut self, arg: usize) -> Result<isize> {
         self.change_events(&user::read(arg)?)?;
         Ok(0)
@@ -148,13 +145,11 @@ impl<V: XvmOps> Vcpu<V> {
             state.mov_ss = shadow & uapi::KVM_X86_SHADOW_INT_MOV_SS != 0;
         }
         V::set_interruptibility(&mut self.arch, state);
-        if self.lapic.is_some() {
-            if flag(uapi::KVM_VCPUEVENT_VALID_SIPI_VECTOR) {
-                self.sipi_vector = events.sipi_vector as u8;
-            }
-            if flag(uapi::KVM_VCPUEVENT_VALID_SMM) && events.smi.latched_init != 0 {
-                self.shared.mailbox.post_init();
-            }
+        if self.lapic.is_some() && flag(uapi::KVM_VCPUEVENT_VALID_SIPI_VECTOR) {
+            self.sipi_vector = events.sipi_vector as u8;
+        }
+        if flag(uapi::KVM_VCPUEVENT_VALID_SMM) {
+            self.change_smm(events);
         }
         Ok(())
     }

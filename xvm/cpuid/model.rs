@@ -12,6 +12,9 @@ const CR4_ALWAYS: u64 = 0x7ff;
 /// EFER bits that every virtual CPU has: SCE.
 const EFER_ALWAYS: u64 = 1;
 
+/// EFER.LMA.
+const EFER_LMA: u64 = 1 << 10;
+
 /// Bits of MSR SPEC_CTRL.
 mod spec_ctrl {
     pub(super) const IBRS: u64 = 1 << 0;
@@ -105,6 +108,11 @@ impl Model {
             arch_capabilities: seven_edx(29),
             gigabyte_pages: e1_edx(26),
         }
+    }
+
+    /// Whether it has long mode.
+    pub(crate) fn has_long_mode(&self) -> bool {
+        self.efer & EFER_LMA != 0
     }
 
     /// The bits of a physical address that it doesn't have.

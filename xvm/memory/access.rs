@@ -116,6 +116,11 @@ impl View {
         self.as_id
     }
 
+    /// Goes to another address space.
+    pub(crate) fn set_as_id(&mut self, as_id: AsId) {
+        self.as_id = as_id;
+    }
+
     /// The main address space as long as what is returned lives, wherever the vCPU is.
     pub(crate) fn main(&mut self) -> MainView<'_> {
         let before = core::mem::take(&mut self.as_id);

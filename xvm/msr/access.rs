@@ -105,6 +105,8 @@ impl<V: XvmOps> Vcpu<V> {
                 Ok(msrs.arch_capabilities)
             }
             index::PERF_CAPABILITIES if host => Ok(0),
+            index::SMBASE if host => Ok(self.smm.base),
+            index::SMI_COUNT => Ok(self.smm.count),
             index::HWCR => Ok(msrs.hwcr),
             index::PV_OLD_FIRST..=index::PV_OLD_LAST | index::PV_FIRST..=index::PV_LAST => {
                 self.read_pv_msr(msr)
@@ -233,6 +235,9 @@ impl<V: XvmOps> Vcpu<V> {
                 msrs.arch_capabilities = value;
             }
             index::PERF_CAPABILITIES => require(host && value == 0)?,
+            // The guest changes it in the state that it is saved in.
+            index::SMBASE if host => self.smm.base = value,
+            index::SMI_COUNT if host => self.smm.count = value,
             index::HWCR => {
                 require(value & !(HWCR_STORED | HWCR_IGNORED) == 0)?;
                 msrs.hwcr = value & HWCR_STORED;

@@ -8,6 +8,8 @@ pub(super) const P5_MC_TYPE: u32 = 1;
 pub(super) const TSC: u32 = 0x10;
 pub(super) const PLATFORM_ID: u32 = 0x17;
 pub(super) const APIC_BASE: u32 = 0x1b;
+/// How many SMIs were taken.
+pub(super) const SMI_COUNT: u32 = 0x34;
 pub(super) const FEATURE_CONTROL: u32 = 0x3a;
 /// KVM's own: MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME, and the range of the later ones.
 pub(super) const PV_OLD_FIRST: u32 = 0x11;
@@ -20,6 +22,8 @@ pub(super) const PRED_CMD: u32 = 0x49;
 pub(super) const BIOS_UPDT_TRIG: u32 = 0x79;
 /// PATCH_LEVEL on AMD.
 pub(super) const BIOS_SIGN_ID: u32 = 0x8b;
+/// Where the memory of system management mode is.
+pub(super) const SMBASE: u32 = 0x9e;
 pub(super) const PLATFORM_INFO: u32 = 0xce;
 /// MISC_FEATURES_ENABLES.
 pub(super) const MISC_FEATURES: u32 = 0x140;

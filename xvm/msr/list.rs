@@ -40,6 +40,8 @@ const STATE: &[u32] = &[
     index::MISC_FEATURES,
     index::POWER_CTL,
     index::FEATURE_CONTROL,
+    index::SMBASE,
+    index::SMI_COUNT,
     index::HWCR,
     index::DE_CFG,
     index::MTRR_DEF_TYPE,

@@ -33,6 +33,7 @@ mod event {
     pub(super) const TIMER: u32 = 1 << 4;
     pub(super) const UPDATE: u32 = 1 << 5;
     pub(super) const UNHALT: u32 = 1 << 6;
+    pub(super) const SMI: u32 = 1 << 7;
 }
 
 /// A processor holds one NMI while another is being handled; more are lost (Intel SDM vol. 3, 6.7.1).
@@ -179,8 +180,9 @@ impl Mailbox {
             Delivery::Nmi => self.post_nmi(),
             Delivery::Init => self.post_init(),
             Delivery::Startup => self.post_startup(message.vector),
-            // No system management mode; the 8259 pair has its own way in (Lapic::accepts_extint).
-            Delivery::Smi | Delivery::ExtInt | Delivery::Reserved => false,
+            Delivery::Smi => self.post_smi(),
+            // The 8259 pair has its own way in (Lapic::accepts_extint).
+            Delivery::ExtInt | Delivery::Reserved => false,
         }
     }
 
@@ -209,6 +211,11 @@ impl Mailbox {
         }
         self.events.fetch_or(event::NMI, SeqCst);
         true
+    }
+
+    /// Posts a system management interrupt. `true` if it is the first.
+    pub fn post_smi(&self) -> bool {
+        self.events.fetch_or(event::SMI, SeqCst) & event::SMI == 0
     }
 
     /// Posts an INIT. A start-up IPI from before it is void. `true` if it is the first.
@@ -246,6 +253,26 @@ impl Mailbox {
     /// Whether there is nothing to take.
     pub fn is_empty(&self) -> bool {
         self.events.load(SeqCst) == 0
+    }
+
+    /// The same with a system management interrupt put aside.
+    pub fn is_empty_but_for_smi(&self) -> bool {
+        self.events.load(SeqCst) & !event::SMI == 0
+    }
+
+    /// Whether [`Mailbox::take_smi`] would take something.
+    pub fn has_smi(&self) -> bool {
+        self.events.load(Relaxed) & event::SMI != 0
+    }
+
+    /// Takes a system management interrupt.
+    pub fn take_smi(&self) -> bool {
+        self.take(event::SMI)
+    }
+
+    /// Whether [`Mailbox::take_init`] would take something.
+    pub fn has_init(&self) -> bool {
+        self.events.load(Relaxed) & event::INIT != 0
     }
 
     /// Takes an event; cheap when there is none.

@@ -12,7 +12,8 @@
 //! - [`pit`]: the 8254 and port 0x61;
 //! - [`pvclock`]: kvmclock's structure in guest memory;
 //! - [`routing`]: where GSIs go;
-//! - [`scaling`]: ratios of TSC frequencies.
+//! - [`scaling`]: ratios of TSC frequencies;
+//! - [`smram`]: the state-save area of system management mode.
 //!
 //! Time is passed in by the caller: `now` is nanoseconds of a monotonic clock, `tsc` the guest's time-stamp counter. All of
 //! it is safe against any value from a guest or a VMM.
@@ -31,6 +32,7 @@ pub mod pit;
 pub mod pvclock;
 pub mod routing;
 pub mod scaling;
+pub mod smram;
 
 pub use message::Delivery;
 pub use message::Message;
