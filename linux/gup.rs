@@ -32,21 +32,35 @@ impl UserPage {
     /// `EFAULT` when nothing is mapped there, the mapping doesn't allow it, or it isn't memory with a `struct page`;
     /// `EHWPOISON` when the memory is broken; `EINTR` when a fatal signal came.
     pub(crate) fn fault_in(address: usize, write: bool) -> Result<Self> {
+        Self::get(address, write, 0)?.ok_or(EFAULT)
+    }
+
+    fn get(address: usize, write: bool, flags: u32) -> Result<Option<Self>> {
         let mut page = core::ptr::null_mut();
-        let flags = bindings::FOLL_HWPOISON | if write { bindings::FOLL_WRITE } else { 0 };
+        let access = if write { bindings::FOLL_WRITE } else { 0 };
+        let flags = flags | bindings::FOLL_HWPOISON | access;
         // SAFETY: `page` has place for one page; the current task has an address space, as it is in an ioctl.
         let got = unsafe {
             bindings::get_user_pages_unlocked(address & !(PAGE_SIZE - 1), 1, &mut page, flags)
         };
         match got {
             // INVARIANT: The call took a reference.
-            1 => Ok(Self {
+            1 => Ok(Some(Self {
                 page,
                 writable: write,
-            }),
+            })),
             error if error < 0 => Err(Error::from_errno(error as i32)),
-            _ => Err(EFAULT),
+            _ => Ok(None),
         }
+    }
+
+    /// The same as far as nobody has to wait for it; `None` where the page has to be brought in from elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`UserPage::fault_in`].
+    pub(crate) fn fault_in_at_once(address: usize, write: bool) -> Result<Option<Self>> {
+        Self::get(address, write, bindings::FOLL_NOWAIT)
     }
 
     /// The pages from `address` on, at most [`RUN`] and at most `count`, as far as they are there and the process may write

@@ -14,6 +14,7 @@
 //! | `irq` | preemption and interrupts off, as a token |
 //! | `memory_file` | files that are memory |
 //! | `mmu_notifier` | being told when a process's mappings change |
+//! | `page_in` | bringing a page in while the process goes on |
 //! | `page` | pages that hardware reads by physical address |
 //! | `preempt` | being told when a task leaves its CPU |
 //! | `ratelimit` | not filling the kernel's log |
@@ -42,6 +43,7 @@ pub(crate) mod irq;
 pub(crate) mod memory_file;
 pub(crate) mod mmu_notifier;
 pub(crate) mod page;
+pub(crate) mod page_in;
 pub(crate) mod preempt;
 pub(crate) mod ratelimit;
 pub(crate) mod rcu;

@@ -47,6 +47,7 @@ impl<V: XvmOps> Vcpu<V> {
             .is_some_and(|lapic| lapic.pending().is_some());
         let events = &self.events;
         kicked
+            || self.pv.async_pf.ends_halt()
             || events.nmis != 0
             || events.injected.is_some()
             || V::interruptibility(&self.arch).trap

@@ -10,6 +10,7 @@ use crate::linux::cpus::OnlineCheck;
 use crate::linux::device::Context;
 use crate::linux::fpu::FpuCapabilities;
 use crate::linux::irq::IrqsOff;
+use crate::linux::page_in::Workers;
 use crate::linux::x86;
 use crate::svm::Svm;
 use crate::vmx::Vmx;
@@ -23,6 +24,8 @@ pub(crate) struct Machine<V: XvmOps> {
     pub(crate) caps: Capabilities,
     /// What extended state guests may have.
     pub(crate) fpu: FpuCapabilities,
+    /// Who brings guest memory in while vCPUs go on.
+    pub(crate) page_in: Workers,
     cpus: KVec<V::Cpu>,
 }
 
@@ -34,7 +37,13 @@ impl<V: XvmOps> Machine<V> {
         }
         let fpu =
             FpuCapabilities::probe().inspect_err(|_| pr_err!("the host doesn't use XSAVE\n"))?;
-        Ok(Arc::new(Self { caps, fpu, cpus }, GFP_KERNEL)?)
+        let machine = Self {
+            caps,
+            fpu,
+            page_in: Workers::new()?,
+            cpus,
+        };
+        Ok(Arc::new(machine, GFP_KERNEL)?)
     }
 
     /// Width of a guest-physical address in bits: the host's, as far as four-level tables reach.

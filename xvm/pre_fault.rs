@@ -45,8 +45,8 @@ impl<V: XvmOps> Vcpu<V> {
             }
             self.slots.refresh();
             let (slots, spare) = (&self.slots, &mut self.spare);
-            match self.vm.memory.fill(slots, range.gpa, false, spare)? {
-                Filled::Again => {}
+            match self.vm.memory.fill(slots, range.gpa, false, true, spare)? {
+                Filled::Again | Filled::Slow(_) => {}
                 Filled::Device => return Err(ENOENT),
                 Filled::NotPrivate => return Err(EFAULT),
                 Filled::Mapped(size) => {

@@ -143,6 +143,9 @@ impl<V: XvmOps> Vcpu<V> {
             if self.mp_state != MpState::Runnable && !self.sleep() {
                 return Err(EINTR);
             }
+            if self.pv.async_pf.is_stuck() && !self.wait_for_page() {
+                return Err(EINTR);
+            }
             if task::signal_pending() {
                 return Err(EINTR);
             }
@@ -223,9 +226,21 @@ impl<V: XvmOps> Vcpu<V> {
         }
     }
 
+    fn fill(&mut self, fault: &MemoryFault, patient: bool) -> Result<Filled> {
+        let (slots, spare) = (&self.slots, &mut self.spare);
+        self.vm
+            .memory
+            .fill(slots, fault.gpa, fault.write, patient, spare)
+    }
+
     fn memory_fault(&mut self, fault: &MemoryFault) -> Result<Next> {
-        let (memory, slots, spare) = (&self.vm.memory, &self.slots, &mut self.spare);
-        let filled = memory.fill(slots, fault.gpa, fault.write, spare);
+        let mut filled = self.fill(fault, false);
+        if let Ok(Filled::Slow(user)) = filled {
+            if self.go_on_without(fault.gpa, user, fault.write) {
+                return Ok(Next::Guest);
+            }
+            filled = self.fill(fault, true);
+        }
         if let Err(error) = filled {
             if error == EFAULT || error == EHWPOISON {
                 self.exit_memory_fault(fault.gpa & !0xfff, PAGE_SIZE as u64, 0);
@@ -237,7 +252,7 @@ impl<V: XvmOps> Vcpu<V> {
                 self.exit_memory_fault(fault.gpa & !0xfff, PAGE_SIZE as u64, private);
                 Err(EFAULT)
             }
-            Filled::Mapped(_) | Filled::Again => Ok(Next::Guest),
+            Filled::Mapped(_) | Filled::Again | Filled::Slow(_) => Ok(Next::Guest),
             // Tables that the CPU reads to deliver an event, where no memory is.
             Filled::Device if self.events.injected.is_some() => Ok(self.delivery_error(fault)),
             Filled::Device if fault.fetch => {

@@ -45,6 +45,7 @@ use crate::linux::timer::Timed;
 use crate::linux::timer::TimerTarget;
 use crate::linux::wait::WaitPoint;
 use crate::uapi;
+use core::sync::atomic::AtomicU32;
 use kernel::mm::virt::VmaNew;
 use kernel::new_mutex;
 use kernel::page::PAGE_SIZE;
@@ -93,6 +94,8 @@ pub(crate) struct Shared {
     pub(crate) mailbox: Mailbox,
     /// What the scheduler's callbacks know.
     pub(crate) off_cpu: OffCpu,
+    /// How many pages are brought in for it, whether or not it waits for them.
+    pub(crate) pages_awaited: AtomicU32,
     /// Its TSC, as the other vCPUs may know it.
     pub(crate) tsc: tsc::Published,
     /// The thread that ran it last.
@@ -123,6 +126,7 @@ impl Shared {
                 presence,
                 mailbox: Mailbox::new(),
                 off_cpu,
+                pages_awaited: AtomicU32::new(0),
                 tsc: tsc::Published::default(),
                 thread <- new_spinlock_irq!(None, "xvm_thread"),
                 stats: VcpuStats::default(),

@@ -128,7 +128,7 @@ impl<V: XvmOps> Vm<V> {
     }
 
     /// The address space that guest memory is in: no other process may run the VM.
-    pub(crate) fn address_space(&self) -> &AddressSpace {
+    pub(crate) fn address_space(&self) -> &Arc<AddressSpace> {
         &self.mm
     }
 

@@ -30,11 +30,13 @@ pub(crate) enum Filled {
     Device,
     /// It is private, and there is no private memory: the VMM's business.
     NotPrivate,
+    /// It has to be brought in from elsewhere, at this user address.
+    Slow(usize),
 }
 
 impl<F: PageFormat> Memory<F> {
     /// Makes guest-physical `gpa` accessible to the guest, by the slots in `view`, with tables from `spare`. In the VMM's
-    /// process. May sleep.
+    /// process. May sleep; for a page that has to be brought in from elsewhere only if `patient`.
     ///
     /// # Errors
     ///
@@ -44,6 +46,7 @@ impl<F: PageFormat> Memory<F> {
         view: &View,
         gpa: u64,
         write: bool,
+        patient: bool,
         spare: &mut Spare,
     ) -> Result<Filled> {
         // Others need not look before they know that there is memory.
@@ -69,7 +72,11 @@ impl<F: PageFormat> Memory<F> {
         let mut run = UserPage::present(user, left as usize);
         let page = match run.next() {
             Some(page) => page,
-            None => UserPage::fault_in(user, write)?,
+            None if patient => UserPage::fault_in(user, write)?,
+            None => match UserPage::fault_in_at_once(user, write)? {
+                Some(page) => page,
+                None => return Ok(Filled::Slow(user)),
+            },
         };
         let mapping = Self::large(region, &here.range, gpa, &page).unwrap_or(Mapping {
             gpa: gpa & !0xfff,

@@ -16,6 +16,10 @@ impl Features {
     pub(crate) const NOP_IO_DELAY: Self = Self(1 << 1);
     /// kvmclock, by the MSRs of KVM's range.
     pub(crate) const CLOCKSOURCE2: Self = Self(1 << 3);
+    /// Asynchronous page faults; told by an exit of a nested guest; the page's arrival by interrupt.
+    pub(crate) const ASYNC_PF: Self = Self(1 << 4);
+    pub(crate) const ASYNC_PF_VMEXIT: Self = Self(1 << 10);
+    pub(crate) const ASYNC_PF_INT: Self = Self(1 << 14);
     /// Steal time.
     pub(crate) const STEAL_TIME: Self = Self(1 << 5);
     /// A vCPU that is off its CPU can be left the word that its TLB is to be flushed.
@@ -48,6 +52,8 @@ impl Features {
 pub(crate) const SUPPORTED: Features = Features::CLOCKSOURCE
     .with(Features::NOP_IO_DELAY)
     .with(Features::CLOCKSOURCE2)
+    .with(Features::ASYNC_PF)
+    .with(Features::ASYNC_PF_INT)
     .with(Features::STEAL_TIME)
     .with(Features::PV_EOI)
     .with(Features::PV_UNHALT)

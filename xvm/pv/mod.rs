@@ -11,12 +11,14 @@
 //! | `msr` | the MSRs |
 //! | `hypercall` | the hypercalls |
 //! | `eoi` | ends of interrupts without an exit |
+//! | `async_pf` | page faults that the guest need not wait for |
 //! | `steal` | steal time, and whether a vCPU is off its CPU |
 //!
 //! An MSR's write inside the window only notes what it asks for. The structures are written outside, before the next entry
 //! ([`Vcpu::serve_guest`]), where guest memory may have to be brought in. Where a structure can't be written (no memory, a
 //! read-only slot, a page's end in its midst) nothing happens, as in KVM.
 
+mod async_pf;
 mod clock;
 mod clock_ioctl;
 mod eoi;
@@ -35,6 +37,7 @@ pub(crate) use steal::OffCpu;
 
 use super::vcpu::Vcpu;
 use super::XvmOps;
+use async_pf::AsyncPf;
 
 /// Bits of [`Pv::due`].
 mod due {
@@ -46,6 +49,8 @@ mod due {
     pub(super) const TSC: u32 = 1 << 2;
     /// The vCPU's steal time.
     pub(super) const STEAL: u32 = 1 << 3;
+    /// A page that the vCPU went on without.
+    pub(super) const ASYNC_PF: u32 = 1 << 4;
 }
 
 /// Enable bit of the MSRs that hold an address.
@@ -64,6 +69,8 @@ pub(crate) struct Pv {
     steal_time: u64,
     /// What it says.
     accounted: steal::Accounted,
+    /// Pages that it goes on without.
+    pub(crate) async_pf: AsyncPf,
     /// MSR_KVM_EOI_EN: address of a byte, and [`ENABLED`].
     eoi: u64,
     /// The byte says that an EOI can wait.
@@ -111,6 +118,9 @@ impl<V: XvmOps> Vcpu<V> {
         if self.shared.mailbox.take_update() {
             self.pv.clock_changed();
             self.update_msr_filter();
+            if self.pv.async_pf.is_used() {
+                self.pv.due |= due::ASYNC_PF;
+            }
         }
         if self.must_serve() {
             if self.shared.off_cpu.was_off() {
@@ -122,7 +132,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// The same for what a VMM may look at as soon as its ioctl has returned.
     pub(crate) fn serve_at_once(&mut self) {
-        let later = self.pv.due & (due::CLOCK | due::STEAL);
+        let later = self.pv.due & (due::CLOCK | due::STEAL | due::ASYNC_PF);
         self.pv.due &= !later;
         self.serve();
         self.pv.due |= later;
@@ -141,6 +151,9 @@ impl<V: XvmOps> Vcpu<V> {
         }
         if due & due::STEAL != 0 {
             self.write_steal_time();
+        }
+        if due & due::ASYNC_PF != 0 {
+            self.serve_async_pf();
         }
     }
 }

@@ -273,6 +273,11 @@ impl Lapic {
         self.mode() == Mode::Disabled || (!entry.masked() && entry.delivery() == Delivery::ExtInt)
     }
 
+    /// Whether it takes interrupts: it isn't disabled, by hardware or software.
+    pub fn is_enabled(&self) -> bool {
+        self.mode() != Mode::Disabled && self.svr.enabled()
+    }
+
     /// When the host has to call [`Lapic::timer_expired`]. A masked timer needs no host timer: its count is worked out.
     pub fn timer(&self) -> Timer {
         let entry = self.lvt(LvtEntry::Timer);
