@@ -189,7 +189,7 @@ TEST_F(ipi, x2apic)
 /* Messages of devices: what an 8-bit broadcast means, and what the upper half of the address means, is the VMM's choice. */
 TEST_F(ipi, messages)
 {
-	struct kvm_enable_cap api = { .cap = KVM_CAP_X2APIC_API, .args = { 1ull << 2 } };
+	struct kvm_enable_cap api = { .cap = KVM_CAP_X2APIC_API, .args = { 1ull << 4 } };
 	struct kvm_msi msi = { .address_lo = 0xfee00000 | 0xff << 12, .data = VECTOR };
 	struct kvm_lapic_state lapic;
 	struct routing routing = {

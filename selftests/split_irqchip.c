@@ -201,4 +201,83 @@ TEST_F(split, masked_lint0)
 	EXPECT_EQ(1, run->ready_for_interrupt_injection);
 }
 
+static int x2apic_api(struct vm *vm, uint64_t flags)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_X2APIC_API, .args = { flags } };
+
+	return try_ioctl(vm->fd, KVM_ENABLE_CAP, &cap);
+}
+
+#define ENABLE KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
+#define DISABLE KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
+
+TEST_F(split, eoi_suppression_flags)
+{
+	struct vm full = vm_create(), none = vm_create();
+
+	vm_create_irqchip(&full);
+	EXPECT_EQ(ENABLE | DISABLE, try_ioctl(self->vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_X2APIC_API) & (ENABLE | DISABLE));
+	EXPECT_EQ(DISABLE, try_ioctl(full.fd, KVM_CHECK_EXTENSION, KVM_CAP_X2APIC_API) & (ENABLE | DISABLE));
+	EXPECT_EQ(-EINVAL, x2apic_api(&self->vm, ENABLE | DISABLE));
+	EXPECT_EQ(-EINVAL, x2apic_api(&self->vm, 1 << 4));
+	EXPECT_EQ(-EINVAL, x2apic_api(&self->vm, 1ull << 63));
+	EXPECT_EQ(-EINVAL, x2apic_api(&full, ENABLE));
+	EXPECT_EQ(-EINVAL, x2apic_api(&none, ENABLE));
+	EXPECT_EQ(0, x2apic_api(&full, DISABLE));
+	EXPECT_EQ(0, x2apic_api(&self->vm, ENABLE));
+	EXPECT_EQ(0, x2apic_api(&self->vm, DISABLE));
+	vm_free(&full);
+	vm_free(&none);
+}
+
+/* RSI is written to the spurious-interrupt vector register; RBP: what is in it then, RDI: the version. */
+GUEST_CODE64(suppress, ENABLE_APIC; mov %esi, APIC_SVR(%r14); mov APIC_SVR(%r14), %ebp; mov 0x30(%r14), %edi; out %al, $PORT_SYNC;
+	sti; hlt; cli; END_OF_INTERRUPT; GUEST_DONE);
+
+/* Whether the VMM was told of the end of a level-triggered interrupt. */
+static bool told_of_end(FIXTURE_DATA(split) *self, bool offered)
+{
+	struct kvm_regs regs;
+	uint32_t end;
+
+	vcpu_set_supported_cpuid(&self->vcpu);
+	guest_load(&self->vm, suppress);
+	guest_set_mode(&self->vcpu, MODE_LONG);
+	regs = vcpu_regs(&self->vcpu);
+	regs.rsi = 0x11ff;
+	vcpu_set_regs(&self->vcpu, &regs);
+	vcpu_run_to_port(&self->vcpu, PORT_SYNC);
+	regs = vcpu_regs(&self->vcpu);
+	if (regs.rbp != (offered ? 0x11ff : 0x1ff) || !(regs.rdi & 1 << 24) == offered)
+		fatal("SVR %#llx, version %#llx", regs.rbp, regs.rdi);
+	if (route(&self->vm, 4, 0x61 | LEVEL) || irq_line(&self->vm, 4, 1))
+		fatal("no interrupt");
+	if (vcpu_run_to_port(&self->vcpu, PORT_EXCEPTION) != 0x61)
+		fatal("another interrupt");
+	end = vcpu_run(&self->vcpu);
+	if (end == KVM_EXIT_IOAPIC_EOI)
+		vcpu_run_to_port(&self->vcpu, PORT_DONE);
+	else if (end != KVM_EXIT_IO || self->vcpu.run->io.port != PORT_DONE)
+		fatal("exit %u", end);
+	return end == KVM_EXIT_IOAPIC_EOI;
+}
+
+/* By KVM's old way the guest is told that it can, and isn't obeyed. */
+TEST_F(split, eoi_suppression)
+{
+	EXPECT_TRUE(told_of_end(self, true));
+}
+
+TEST_F(split, eoi_suppression_on)
+{
+	ASSERT_EQ(0, x2apic_api(&self->vm, ENABLE));
+	EXPECT_FALSE(told_of_end(self, true));
+}
+
+TEST_F(split, eoi_suppression_off)
+{
+	ASSERT_EQ(0, x2apic_api(&self->vm, DISABLE));
+	EXPECT_TRUE(told_of_end(self, false));
+}
+
 XVM_TEST_MAIN

@@ -7,8 +7,8 @@
  *       REFUSED      fails with errno whatever its argument, as in a KVM that has nothing of the kind to offer
  *       ABSENT       ENOTTY
  *   XVM_FOREIGN_IOCTL(name)  another architecture's: absent; its structure isn't defined on x86, so that it has no number here
- *   XVM_CAP(name, state, value)  value is what KVM_CHECK_EXTENSION returns, the same on /dev/xvm and on a VM; it is
- *       XVM_COMPUTED where it depends on the machine, and 0 where the capability is ABSENT
+ *   XVM_CAP(name, state, value)  value is what KVM_CHECK_EXTENSION returns on /dev/xvm, and on a VM unless it depends
+ *       on what the VM has been told; it is XVM_COMPUTED where it depends on the machine, and 0 where the capability is ABSENT
  *
  * Include it after <linux/kvm.h>, with those of the three macros defined that are of interest: they are undefined at its end.
  * scripts/abi.awk makes Rust of it for the module, scripts/abi-doc makes docs/abi.md.
@@ -320,7 +320,7 @@ XVM_CAP(KVM_CAP_SPAPR_TCE_64, ABSENT, 0)
 XVM_CAP(KVM_CAP_ARM_PMU_V3, ABSENT, 0)
 XVM_CAP(KVM_CAP_VCPU_ATTRIBUTES, IMPLEMENTED, 1)
 XVM_CAP(KVM_CAP_MAX_VCPU_ID, IMPLEMENTED, 4096)
-XVM_CAP(KVM_CAP_X2APIC_API, IMPLEMENTED, 3)
+XVM_CAP(KVM_CAP_X2APIC_API, IMPLEMENTED, 15)
 XVM_CAP(KVM_CAP_S390_USER_INSTR0, ABSENT, 0)
 XVM_CAP(KVM_CAP_MSI_DEVID, ABSENT, 0)
 XVM_CAP(KVM_CAP_PPC_HTM, ABSENT, 0)

@@ -5,6 +5,7 @@
 use super::ops::Offer;
 use super::platform::lapic::Effect;
 use super::platform::lapic::Shorthand;
+use super::processors::EoiSuppression;
 use super::state::Event;
 use super::vcpu::Vcpu;
 use super::XvmOps;
@@ -247,6 +248,13 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Tells the VMM of the end of an interrupt that its IOAPIC waits for, before the guest goes on.
     fn tell_end(&mut self, vector: u8) {
+        let asked = self
+            .lapic
+            .as_ref()
+            .is_some_and(|lapic| lapic.suppresses_eois());
+        if asked && self.vm.eoi_suppression() == EoiSuppression::There {
+            return;
+        }
         let irqchip = self.vm.irqchip();
         if irqchip.is_some_and(|irqchip| irqchip.forwards_end(vector)) {
             self.ended = Some(vector);

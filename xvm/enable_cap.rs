@@ -43,6 +43,8 @@ pub(crate) struct Switches {
     pub(super) halt_poll: PollLimit,
     /// What KVM does for the sake of old VMMs and guests, and is not to do, `KVM_X86_QUIRK_*` (7.31).
     pub(crate) disabled_quirks: AtomicU64,
+    /// Whether local APICs can be told not to tell of the ends of interrupts: a flag of `KVM_CAP_X2APIC_API`, or 0 (7.7).
+    pub(super) eoi_suppression: AtomicU64,
     /// Why an access to an MSR is the VMM's to carry out, `KVM_MSR_EXIT_REASON_*` (7.21).
     user_space_msr: AtomicU32,
     /// Instructions that don't exit, `KVM_X86_DISABLE_EXITS_*` (7.13).

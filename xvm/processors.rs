@@ -4,14 +4,31 @@
 //! `KVM_CAP_MAX_VCPU_ID` (7.32), `KVM_CAP_X86_APIC_BUS_CYCLES_NS` (7.35) and `KVM_CAP_X2APIC_API` (7.7).
 
 use super::extension;
+use super::vcpu::Vcpu;
 use super::vm::Vm;
 use super::XvmOps;
 use crate::uapi;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
 /// Flags of `KVM_CAP_X2APIC_API`.
 const USE_32BIT_IDS: u64 = 1 << 0;
 const DISABLE_BROADCAST_QUIRK: u64 = 1 << 1;
+const ENABLE_SUPPRESSION: u64 = 1 << 2;
+const DISABLE_SUPPRESSION: u64 = 1 << 3;
+/// All of them.
+const X2APIC_API: u64 = extension::value_of(uapi::KVM_CAP_X2APIC_API) as u64;
+
+/// Whether guests can have their local APICs not tell of the ends of interrupts (SDM vol 3, 12.8.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EoiSuppression {
+    /// They are told that they can, and aren't obeyed: KVM's old way where the IOAPIC is the VMM's.
+    Pretended,
+    /// They can.
+    There,
+    /// They can't, and are told so.
+    Absent,
+}
 
 /// See the file's head. Guarded by `Vm::setup`.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +77,7 @@ impl<V: XvmOps> Vm<V> {
         };
         Ok(match known {
             uapi::KVM_CAP_X86_APIC_BUS_CYCLES_NS => self.processors().bus_cycle_ns as isize,
+            uapi::KVM_CAP_X2APIC_API => self.x2apic_api() as isize,
             uapi::KVM_CAP_MEMORY_ATTRIBUTES => self.memory_attributes() as isize,
             uapi::KVM_CAP_GUEST_MEMFD_FLAGS => self.memory.file_flags() as isize,
             uapi::KVM_CAP_MULTI_ADDRESS_SPACE if self.memory.is_protected() => 1,
@@ -135,14 +153,53 @@ impl<V: XvmOps> Vm<V> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for flags that `KVM_CHECK_EXTENSION` doesn't name.
+    /// `EINVAL` for flags that `KVM_CHECK_EXTENSION` doesn't name, and for contradictory ones.
     pub(super) fn use_x2apic_api(&self, flags: u64) -> Result {
-        if flags & !(USE_32BIT_IDS | DISABLE_BROADCAST_QUIRK) != 0 {
+        let suppression = flags & (ENABLE_SUPPRESSION | DISABLE_SUPPRESSION);
+        if flags & !self.x2apic_api() != 0 || suppression.count_ones() > 1 {
             return Err(EINVAL);
+        }
+        if suppression != 0 {
+            let chosen = &self.switches.eoi_suppression;
+            chosen.store(suppression, Ordering::Relaxed);
         }
         let exact_broadcast = flags & DISABLE_BROADCAST_QUIRK != 0;
         self.targets()
             .use_x2apic_api(flags & USE_32BIT_IDS != 0, exact_broadcast);
         Ok(())
+    }
+
+    /// The flags that this VM's `KVM_CAP_X2APIC_API` takes. The IOAPIC in the kernel has no EOI register: its interrupts end by the local
+    /// APICs' word alone.
+    fn x2apic_api(&self) -> u64 {
+        match self.is_split() {
+            true => X2APIC_API,
+            false => X2APIC_API & !ENABLE_SUPPRESSION,
+        }
+    }
+
+    fn is_split(&self) -> bool {
+        self.irqchip().is_some_and(|irqchip| irqchip.is_split())
+    }
+
+    /// What guests have of it.
+    pub(super) fn eoi_suppression(&self) -> EoiSuppression {
+        match self.switches.eoi_suppression.load(Ordering::Relaxed) {
+            _ if !self.is_split() => EoiSuppression::Absent,
+            0 => EoiSuppression::Pretended,
+            ENABLE_SUPPRESSION => EoiSuppression::There,
+            _ => EoiSuppression::Absent,
+        }
+    }
+}
+
+impl<V: XvmOps> Vcpu<V> {
+    /// Tells the local APIC whether its guest is told that it can suppress EOIs: one whose CPUID has the x2APIC. After a change of CPUID.
+    pub(crate) fn offer_eoi_suppression(&mut self) {
+        let offered = self.vm.eoi_suppression() != EoiSuppression::Absent;
+        let offered = offered && self.cpuid.model().x2apic;
+        if let Some(lapic) = &mut self.lapic {
+            lapic.offer_eoi_suppression(offered);
+        }
     }
 }

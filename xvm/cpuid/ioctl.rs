@@ -148,6 +148,7 @@ impl<V: XvmOps> Vcpu<V> {
         }
         self.cpuid = cpuid;
         self.update_monitor();
+        self.offer_eoi_suppression();
         Ok(0)
     }
 

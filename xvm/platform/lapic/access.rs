@@ -11,6 +11,7 @@ use super::regs::Lvt;
 use super::regs::LvtEntry;
 use super::regs::Register;
 use super::regs::Svr;
+use super::regs::CAN_SUPPRESS_EOI;
 use super::regs::VERSION;
 use super::Effect;
 use super::Lapic;
@@ -59,7 +60,7 @@ impl Lapic {
             return Effect::None;
         }
         match Register::at(offset).filter(|register| register.in_xapic()) {
-            Some(register) => match register.writable() {
+            Some(register) => match self.writable(register) {
                 Some(mask) => self.store(register, value & mask, now, tsc),
                 None => Effect::None,
             },
@@ -84,7 +85,7 @@ impl Lapic {
     /// Writes an x2APIC MSR. Faults outside x2APIC mode, on read-only registers and on reserved bits (12.12.1.2).
     pub fn write_msr(&mut self, msr: u32, value: u64, now: u64, tsc: u64) -> Result<Effect, Gp> {
         let register = x2apic_register(msr).ok_or(Gp)?;
-        let mask = register.writable().ok_or(Gp)?;
+        let mask = self.writable(register).ok_or(Gp)?;
         let ignored = match register {
             Register::Lvt(_) => Lvt::READ_ONLY,
             _ => 0,
@@ -107,11 +108,21 @@ impl Lapic {
         }
     }
 
+    /// Which bits of a register the guest can change; `None` for a read-only one.
+    pub(super) fn writable(&self, register: Register) -> Option<u32> {
+        let mut mask = Svr(register.writable()?);
+        if register == Register::Svr {
+            mask.set_suppress_eoi(self.suppression);
+        }
+        Some(mask.0)
+    }
+
     /// What a register reads as, in the mode at hand.
     pub(super) fn load(&self, register: Register, now: u64) -> u32 {
         match register {
             Register::Id if self.mode() == Mode::X2Apic => self.id,
             Register::Id => self.id << 24,
+            Register::Version if self.suppression => VERSION | CAN_SUPPRESS_EOI,
             Register::Version => VERSION,
             Register::Tpr => u32::from(self.tpr),
             Register::Ppr => u32::from(self.ppr()),
@@ -353,6 +364,23 @@ mod tests {
         assert_eq!(lapic.write(0xf0, 0xff, 0, 0), Effect::TimerChanged);
         assert_eq!(lapic.read(0x320, 0), 0x1_0031);
         assert_eq!(lapic.read(0x350, 0), 0x1_0700);
+    }
+
+    #[test]
+    fn ends_can_be_kept_quiet_where_that_is_offered() {
+        let mut lapic = x2apic(0);
+        assert_eq!(lapic.write_msr(0x80f, 0x11ff, 0, 0), Err(Gp));
+        assert!(!lapic.suppresses_eois());
+        lapic.offer_eoi_suppression(true);
+        assert_eq!(lapic.read_msr(0x803, 0), Ok((VERSION | 1 << 24).into()));
+        assert_eq!(lapic.write_msr(0x80f, 0x11ff, 0, 0), Ok(Effect::None));
+        assert_eq!(lapic.read_msr(0x80f, 0), Ok(0x11ff));
+        assert!(lapic.suppresses_eois());
+        lapic.reset(super::super::Reset::Init);
+        assert!(!lapic.suppresses_eois());
+        let mut lapic = Lapic::new(0, false, 1);
+        lapic.write(0xf0, 0x11ff, 0, 0);
+        assert_eq!(lapic.read(0xf0, 0), 0x1ff);
     }
 
     #[test]

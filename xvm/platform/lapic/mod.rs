@@ -81,6 +81,8 @@ pub struct Lapic {
     bootstrap: bool,
     /// After a reset of the bootstrap processor's, LINT0 is open.
     virtual_wire: bool,
+    /// The guest is told that it can have the ends of level-triggered interrupts not told.
+    suppression: bool,
     base: Base,
     tpr: u8,
     svr: Svr,
@@ -109,6 +111,7 @@ impl Lapic {
             id,
             bootstrap,
             virtual_wire: true,
+            suppression: false,
             base: Base::reset(bootstrap),
             tpr: 0,
             svr: Svr(0),
@@ -138,6 +141,16 @@ impl Lapic {
     /// Whether a reset leaves LINT0 of the bootstrap processor open, as firmware would, and not masked.
     pub fn open_at_reset(&mut self, open: bool) {
         self.virtual_wire = open;
+    }
+
+    /// Whether the guest is told that it can have the ends of level-triggered interrupts not told (12.8.5).
+    pub fn offer_eoi_suppression(&mut self, offered: bool) {
+        self.suppression = offered;
+    }
+
+    /// Whether it has asked for that.
+    pub fn suppresses_eois(&self) -> bool {
+        self.svr.suppress_eoi()
     }
 
     /// The register values of 12.4.7.1.

@@ -5,8 +5,10 @@
 
 use super::super::message::Delivery;
 
-/// Version register: an integrated APIC (0x14) whose last LVT entry is number 5; no EOI-broadcast suppression (12.4.8).
+/// Version register: an integrated APIC (0x14) whose last LVT entry is number 5 (12.4.8).
 pub(super) const VERSION: u32 = 0x0005_0014;
+/// The same register: EOI-broadcast suppression.
+pub(super) const CAN_SUPPRESS_EOI: u32 = 1 << 24;
 
 /// The local vector table has the six entries of processors without CMCI (12.5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +114,7 @@ impl Register {
             Register::Eoi | Register::Esr => Some(0),
             Register::Ldr | Register::IcrHigh => Some(0xff00_0000),
             Register::Dfr => Some(0xf000_0000),
-            Register::Svr => Some(0x3ff),
+            Register::Svr => Some(0x13ff),
             // All but the delivery status: KVM's users find reserved bits as they wrote them.
             Register::IcrLow => Some(!0x1000),
             Register::Lvt(entry) => Some(Lvt::writable(entry)),
@@ -195,6 +197,7 @@ register! {
     /// Spurious-interrupt vector register (12.9).
     pub(super) struct Svr(u32) {
         enabled: bool = 8;
+        suppress_eoi / set_suppress_eoi: bool = 12;
     }
 }
 

@@ -52,6 +52,7 @@ impl Lapic {
         if x2apic && id32 && word(page, 0x20) != self.id {
             return Err(Invalid);
         }
+        let svr = word(page, 0xf0) & self.writable(Register::Svr).unwrap_or(0);
         let writable =
             |register: Register, offset| word(page, offset) & register.writable().unwrap_or(0);
         self.tpr = writable(Register::Tpr, 0x80) as u8;
@@ -60,7 +61,7 @@ impl Lapic {
             self.logical_id = (writable(Register::Ldr, 0xd0) >> 24) as u8;
         }
         self.dfr = writable(Register::Dfr, 0xe0) | 0x0fff_ffff;
-        self.svr = Svr(writable(Register::Svr, 0xf0));
+        self.svr = Svr(svr);
         for index in 0..8 {
             self.isr.set_word(index, word(page, 0x100 + 16 * index));
             self.tmr.set_word(index, word(page, 0x180 + 16 * index));
