@@ -99,6 +99,40 @@ impl<V: XvmOps> Vm<V> {
         Ok(0)
     }
 
+    /// `KVM_CREATE_PIT`, from before there were flags.
+    pub(super) fn create_pit(&self) -> Result<isize> {
+        let irqchip = self.full_chips().map_err(|_| ENOENT)?;
+        irqchip.create_pit(true)?;
+        Ok(0)
+    }
+
+    /// `KVM_GET_PIT`: the channels alone.
+    pub(super) fn get_pit(&self, arg: usize) -> Result<isize> {
+        let state = self
+            .chips()?
+            .with(|chips| with_pit(chips, |pit| pit.state(timer::now())))?;
+        let channels = pit_to_kvm(&state).channels;
+        user::write(arg, &uapi::kvm_pit_state { channels })?;
+        Ok(0)
+    }
+
+    /// `KVM_SET_PIT`: the flags stay.
+    pub(super) fn set_pit(&self, arg: usize) -> Result<isize> {
+        let uapi::kvm_pit_state { channels } = user::read(arg)?;
+        self.chips()?.with(|chips| {
+            with_pit(chips, |pit| {
+                let now = timer::now();
+                let state = uapi::kvm_pit_state2 {
+                    channels,
+                    flags: pit.state(now).flags,
+                    ..uapi::kvm_pit_state2::default()
+                };
+                pit.set_state(&pit_from_kvm(&state), now);
+            })
+        })?;
+        Ok(0)
+    }
+
     /// `KVM_GET_PIT2`.
     pub(super) fn get_pit2(&self, arg: usize) -> Result<isize> {
         let state = self

@@ -10,6 +10,7 @@
 //! | `check` | which values those that the vendor keeps accept |
 //! | `apic_base` | IA32_APIC_BASE |
 //! | `mtrr` | memory type range registers |
+//! | `one_reg` | MSRs by the IDs of `KVM_GET_ONE_REG` |
 //! | `constant` | those that guests look at, and that never change here |
 //! | `filter` | which ones the VMM keeps from the guest, or carries out itself |
 //! | `list` | the lists that tell a VMM which ones to save, and the values of feature MSRs |
@@ -26,6 +27,7 @@ mod index;
 mod ioctl;
 mod list;
 mod mtrr;
+mod one_reg;
 
 pub(crate) use filter::MsrFilter;
 pub(super) use index::TSC_AUX;
