@@ -14,7 +14,7 @@ export KDIR VENDOR
 # The command of `make run` goes through the environment: it may hold any character.
 export CMD
 
-.PHONY: help module tool selftests run shell test kselftest kselftest-kvm test-qemu bench lint doc rust-analyzer clean distclean
+.PHONY: help module tool selftests run shell test kselftest kselftest-kvm test-qemu bench profile lint doc rust-analyzer clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -49,6 +49,9 @@ kselftest-kvm: ## the KVM selftests of the kernel source, on /dev/kvm and on /de
 
 bench: module tool ## the cost of exits, compared with KVM (DOC=1: write docs/comparison.md)
 	@scripts/bench $(if $(DOC),--doc)
+
+profile: module tool ## where the instructions of one exit go, on SVM (KIND=cpuid|msr|apic|pio-user|…)
+	@scripts/profile $(or $(KIND),cpuid)
 
 lint: ## rustfmt, clippy, build warnings, shellcheck
 	@scripts/test lint
