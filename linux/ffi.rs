@@ -15,13 +15,11 @@ pub(super) type Page = c_void;
 pub(super) type Task = c_void;
 
 extern "C" {
-    pub(super) fn xvm_preempt_disable();
-    pub(super) fn xvm_preempt_enable();
-    pub(super) fn xvm_irq_disable();
-    pub(super) fn xvm_irq_enable();
-    pub(super) fn xvm_need_resched() -> bool;
+    pub(super) fn xvm_irqs_off() -> u32;
+    pub(super) fn xvm_irqs_on();
     pub(super) fn xvm_signal_pending() -> bool;
-    pub(super) fn xvm_cpu() -> u32;
+    pub(super) fn xvm_has_work() -> bool;
+    pub(super) fn xvm_do_work() -> i32;
     pub(super) fn xvm_page_to_phys(page: *mut Page) -> usize;
     pub(super) fn xvm_phys_to_virt(phys: usize) -> *mut c_void;
     pub(super) fn xvm_virt_to_phys(address: *mut c_void) -> usize;

@@ -4,6 +4,7 @@
  */
 #include <linux/cc_platform.h>
 #include <linux/cpuhotplug.h>
+#include <linux/entry-virt.h>
 #include <linux/interrupt.h>
 #include <linux/io.h>
 #include <linux/mm.h>
@@ -28,13 +29,23 @@
 
 #include "helpers.h"
 
-void xvm_preempt_disable(void) { preempt_disable(); }
-void xvm_preempt_enable(void) { preempt_enable(); }
-void xvm_irq_disable(void) { raw_local_irq_disable(); }
-void xvm_irq_enable(void) { raw_local_irq_enable(); }
-bool xvm_need_resched(void) { return need_resched(); }
+/* The CPU's number; each of the two is one call, because every window makes it. */
+unsigned int xvm_irqs_off(void)
+{
+	preempt_disable();
+	raw_local_irq_disable();
+	return raw_smp_processor_id();
+}
+
+void xvm_irqs_on(void)
+{
+	raw_local_irq_enable();
+	preempt_enable();
+}
+
 bool xvm_signal_pending(void) { return signal_pending(current); }
-unsigned int xvm_cpu(void) { return raw_smp_processor_id(); }
+bool xvm_has_work(void) { return __xfer_to_guest_mode_work_pending(); }
+int xvm_do_work(void) { return xfer_to_guest_mode_handle_work(); }
 unsigned long xvm_page_to_phys(struct page *page) { return page_to_phys(page); }
 void *xvm_phys_to_virt(unsigned long phys) { return phys_to_virt(phys); }
 unsigned long xvm_virt_to_phys(void *address) { return virt_to_phys(address); }
@@ -57,8 +68,8 @@ void xvm_put_page(struct page *page) { put_page(page); }
 void xvm_set_page_dirty(struct page *page) { SetPageDirty(page); }
 bool xvm_page_is_dirty(struct page *page) { return PageAnon(page) || PageDirty(page); }
 bool xvm_page_is_huge(struct page *page) { return folio_test_large(page_folio(page)); }
-void xvm_cond_resched(void) { cond_resched(); }
 void xvm_put_task(struct task_struct *task) { put_task_struct(task); }
+void xvm_cond_resched(void) { cond_resched(); }
 bool xvm_host_encrypts_memory(void) { return cc_platform_has(CC_ATTR_MEM_ENCRYPT); }
 
 /* A machine check that ended a guest's run: to the handler it came from user mode, with interrupts on. */
@@ -72,4 +83,15 @@ void xvm_machine_check(void)
 /* 1 done, 0 the value was another, -EFAULT. */
 int xvm_user_cmpxchg4(u32 __user *address, u32 old, u32 new) { return __try_cmpxchg_user(address, &old, new, fault); }
 int xvm_user_cmpxchg8(u64 __user *address, u64 old, u64 new) { return __try_cmpxchg_user(address, &old, new, fault); }
-int xvm_read_user8(u64 *to, const u64 __user *from) { return __get_user(*to, from); }
+
+/* What __get_user does, without its call. */
+int xvm_read_user8(u64 *to, const u64 __user *from)
+{
+	__uaccess_begin_nospec();
+	unsafe_get_user(*to, from, fault);
+	__uaccess_end();
+	return 0;
+fault:
+	__uaccess_end();
+	return -EFAULT;
+}

@@ -8,13 +8,11 @@
 struct page;
 struct task_struct;
 
-void xvm_preempt_disable(void);
-void xvm_preempt_enable(void);
-void xvm_irq_disable(void);
-void xvm_irq_enable(void);
-bool xvm_need_resched(void);
+unsigned int xvm_irqs_off(void);
+void xvm_irqs_on(void);
 bool xvm_signal_pending(void);
-unsigned int xvm_cpu(void);
+bool xvm_has_work(void);
+int xvm_do_work(void);
 unsigned long xvm_page_to_phys(struct page *page);
 void *xvm_phys_to_virt(unsigned long phys);
 unsigned long xvm_virt_to_phys(void *address);

@@ -19,12 +19,8 @@ impl IrqsOff {
     /// Turns preemption and interrupts off, until the value is dropped. Interrupts must be on: this does not nest.
     #[inline]
     pub(crate) fn new() -> Self {
-        // SAFETY: Every `preempt_disable` and `irq_disable` here is undone, in reverse order, by `drop`.
-        unsafe { ffi::xvm_preempt_disable() };
-        // SAFETY: As above.
-        unsafe { ffi::xvm_irq_disable() };
-        // SAFETY: Reads a per-CPU variable; preemption is off.
-        let cpu = unsafe { ffi::xvm_cpu() };
+        // SAFETY: `drop` undoes it.
+        let cpu = unsafe { ffi::xvm_irqs_off() };
         // INVARIANT: Both were just turned off.
         Self {
             cpu,
@@ -42,9 +38,7 @@ impl IrqsOff {
 impl Drop for IrqsOff {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type's invariant this value turned interrupts off.
-        unsafe { ffi::xvm_irq_enable() };
-        // SAFETY: By the type's invariant this value turned preemption off.
-        unsafe { ffi::xvm_preempt_enable() };
+        // SAFETY: By the type's invariant this value turned both off.
+        unsafe { ffi::xvm_irqs_on() };
     }
 }

@@ -65,9 +65,10 @@ impl<'a, T: Scheduled> Watch<'a, T> {
     /// Tells `target`, from [`Watch::begin`] on.
     pub(crate) fn new(target: &'a T) -> Self {
         let notifier = bindings::preempt_notifier {
+            // In no list.
+            link: pin_init::zeroed(),
             // The functions are only called; nobody writes to the structure.
             ops: core::ptr::from_ref(&Self::OPS).cast_mut(),
-            ..bindings::preempt_notifier::default()
         };
         // INVARIANT: Not registered.
         Self {

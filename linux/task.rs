@@ -4,6 +4,7 @@
 
 use super::ffi;
 use kernel::bindings;
+use kernel::error::to_result;
 use kernel::prelude::*;
 
 /// A signal waits for the calling task.
@@ -13,18 +14,30 @@ pub(crate) fn signal_pending() -> bool {
     unsafe { ffi::xvm_signal_pending() }
 }
 
-/// The scheduler wants the CPU.
-#[inline]
-pub(crate) fn need_resched() -> bool {
-    // SAFETY: Reads flags of the current task.
-    unsafe { ffi::xvm_need_resched() }
-}
-
 /// Lets others run if the scheduler wants it. May sleep.
 #[inline]
 pub(crate) fn cond_resched() {
     // SAFETY: Callers are in process context without a lock that must not sleep, as documented.
     unsafe { ffi::xvm_cond_resched() };
+}
+
+/// Whether there is something for [`do_work`].
+#[inline]
+pub(crate) fn has_work() -> bool {
+    // SAFETY: Reads flags of the current task.
+    unsafe { ffi::xvm_has_work() }
+}
+
+/// Does what the kernel wants done before a task goes to its guest (`linux/entry-virt.h`): lets others run, and what has been left for the
+/// task to do on its way to userspace. May sleep.
+///
+/// # Errors
+///
+/// `EINTR` when a signal waits.
+#[inline]
+pub(crate) fn do_work() -> Result {
+    // SAFETY: Callers are in process context without a lock that must not sleep, as documented.
+    to_result(unsafe { ffi::xvm_do_work() })
 }
 
 /// Waits, without giving up the CPU, until `ready` is true (then it returns true), the monotonic clock reaches `until`, or
@@ -36,7 +49,7 @@ pub(crate) fn poll_while_alone(until: u64, ready: impl Fn() -> bool) -> bool {
         }
         // SAFETY: Reads a counter of the CPU's run queue, and may be out of date at once.
         let alone = unsafe { ffi::single_task_running() };
-        if !alone || need_resched() || signal_pending() {
+        if !alone || has_work() {
             return false;
         }
         kernel::processor::cpu_relax();

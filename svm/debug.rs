@@ -254,7 +254,8 @@ impl Vcpu {
     }
 
     /// Puts the host's debug registers back, at the end of a window.
-    pub(super) fn restore_host_debug_registers(&self, addresses: Option<[u64; 4]>) {
+    #[inline]
+    pub(super) fn restore_host_debug_registers(&self, addresses: Option<[u64; 4]>, dr7: u64) {
         if let Some(addresses) = addresses {
             // SAFETY: #VMEXIT has disabled all breakpoints, or opening the window has.
             unsafe { x86::write_dr0_to_dr3(&addresses) };
@@ -263,7 +264,6 @@ impl Vcpu {
             // The kernel expects what its handler left.
             x86::write_dr6(DR6);
         }
-        let dr7 = x86::host_dr7();
         if dr7 != 0 {
             // SAFETY: It is the host's own, with its addresses in place.
             unsafe { x86::write_dr7(dr7) };

@@ -211,7 +211,15 @@ impl Vcpu {
 
     /// The event whose delivery the last exit cut short. Software interrupts that the guest's own instruction raised are not among them: RIP
     /// is at it, and it does it again.
+    #[inline]
     fn take_cut_short(&mut self) -> Option<Event> {
+        if self.events.cut_short.is_none() && self.events.software.is_none() {
+            return None;
+        }
+        self.take_event_cut_short()
+    }
+
+    fn take_event_cut_short(&mut self) -> Option<Event> {
         let software = self.events.software.take();
         let field = self.events.cut_short.take()?;
         let vector = *field.vector() as u8;

@@ -90,6 +90,7 @@ impl XvmOps for Svm {
         // Outside of a window no CPU uses its pages: what CPUs keep of a VMCB they don't write back.
     }
 
+    #[inline]
     fn open(vcpu: &mut vcpu::Vcpu, cpu: &cpu::Cpu, irqs: &IrqsOff) {
         window::open(vcpu, cpu, irqs);
     }
@@ -99,6 +100,7 @@ impl XvmOps for Svm {
         run::run(vcpu, cpu)
     }
 
+    #[inline]
     fn close(vcpu: &mut vcpu::Vcpu, cpu: &cpu::Cpu, irqs: &IrqsOff) {
         window::close(vcpu, cpu, irqs);
     }

@@ -188,7 +188,11 @@ impl Vcpu {
         let vmcb = self.vmcb_mut();
         let save = &mut vmcb.save;
         let behind = save.rip.wrapping_add(u64::from(length));
-        save.rip = behind & save.rip_mask();
+        save.rip = match (behind ^ save.rip) >> 16 {
+            0 => behind,
+            // It may have wrapped.
+            _ => behind & save.rip_mask(),
+        };
         let rflags = save.rflags;
         save.rflags = rflags & !RFLAGS_RF;
         vmcb.control.interrupt_state = vmcb.control.interrupt_state.with_shadow(false);
@@ -292,6 +296,7 @@ impl Vcpu {
 
 impl Save {
     /// The bits of RIP that count: 64, 32 or 16 by the code segment (4.8.1).
+    #[cold]
     fn rip_mask(&self) -> u64 {
         let code = self.cs.attributes;
         if self.efer & EFER_LMA != 0 && code & CODE_LONG != 0 {

@@ -18,6 +18,7 @@ pub(super) struct Window {
     host_tsc_aux: u64,
     host_debug_control: u64,
     host_xss: u64,
+    host_dr7: u64,
     /// A machine check ended the guest's run.
     pub(super) machine_check: bool,
     /// VMRUN refused the guest's state.
@@ -25,9 +26,11 @@ pub(super) struct Window {
 }
 
 /// Opens the window.
+#[inline]
 pub(super) fn open(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
     let found = cpu.enable(vcpu.tsc_ratio, irqs);
-    if x86::host_dr7() != 0 {
+    let host_dr7 = x86::host_dr7();
+    if host_dr7 != 0 {
         // A breakpoint of the host could not be delivered with the guest's TR loaded.
         // SAFETY: Nothing is enabled; `restore_host_debug_registers` puts the host's value back.
         unsafe { x86::write_dr7(0) };
@@ -56,12 +59,14 @@ pub(super) fn open(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
             true => Switched::Xss.swap(0),
             false => 0,
         },
+        host_dr7,
         machine_check: false,
         refused: false,
     });
 }
 
 /// Closes it.
+#[inline]
 pub(super) fn close(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
     vcpu.reload();
     let Some(window) = vcpu.window.take() else {
@@ -81,7 +86,7 @@ pub(super) fn close(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
     // SAFETY: `open` loaded it, on this CPU.
     unsafe { asm::xvm_svm_unload(cpu.host_vmcb(), vcpu.context.vmcb, vcpu.context.gs_base) };
     vcpu.set_synced(true);
-    vcpu.restore_host_debug_registers(host_addresses);
+    vcpu.restore_host_debug_registers(host_addresses, window.host_dr7);
     cpu.disable(window.found, irqs);
     if vcpu.features.ibpb_exit_to_user {
         x86::set_ibpb_exit_to_user();

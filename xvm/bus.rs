@@ -131,6 +131,7 @@ impl Bus {
         BusView {
             table: (*table).clone(),
             generation: self.generation.load(Ordering::Relaxed),
+            used: table.len() != 0,
         }
     }
 
@@ -162,6 +163,8 @@ impl Bus {
 pub(crate) struct BusView {
     table: Arc<Table>,
     generation: u64,
+    /// There is something in it.
+    used: bool,
 }
 
 impl BusView {
@@ -175,14 +178,20 @@ impl<V: XvmOps> Vcpu<V> {
     /// Whether a write there may be for `bus_write_now`. Inside the window.
     #[inline]
     pub(crate) fn bus_covers(&self, space: Space, address: u64) -> bool {
-        self.bus.table.covers(space, address)
+        self.bus.used && self.bus.table.covers(space, address)
+    }
+
+    /// Whether the table is the one that was last looked into.
+    #[inline]
+    fn bus_is_current(&self) -> bool {
+        self.bus.generation == self.vm.bus.generation.load(Ordering::Acquire)
     }
 
     /// Gives a write to an eventfd or to the ring, if there is one for it. False also when the table has changed. Inside the
     /// window, or as a reader.
+    #[inline]
     pub(crate) fn bus_write_now(&self, space: Space, address: u64, data: &[u8]) -> bool {
-        self.bus.generation == self.vm.bus.generation.load(Ordering::Acquire)
-            && self.bus_take(space, address, data)
+        self.bus.used && self.bus_is_current() && self.bus_take(space, address, data)
     }
 
     fn bus_take(&self, space: Space, address: u64, data: &[u8]) -> bool {
@@ -201,13 +210,26 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     /// The same outside of the window. May sleep.
+    #[inline]
     pub(crate) fn bus_write(&mut self, space: Space, address: u64, data: &[u8]) -> bool {
+        let nothing = !self.bus.used && self.bus_is_current();
+        !nothing && self.bus_write_late(space, address, data)
+    }
+
+    /// The same for a write that [`Vcpu::bus_write_now`] had no taker for: only another table can have one.
+    #[inline]
+    pub(crate) fn bus_write_again(&mut self, space: Space, address: u64, data: &[u8]) -> bool {
+        !self.bus_is_current() && self.bus_write_late(space, address, data)
+    }
+
+    #[inline(never)]
+    fn bus_write_late(&mut self, space: Space, address: u64, data: &[u8]) -> bool {
         loop {
-            if self.bus.generation != self.vm.bus.generation.load(Ordering::Acquire) {
+            if !self.bus_is_current() {
                 self.bus = self.vm.bus.view();
             }
             let _reader = rcu::read_side();
-            if self.bus.generation == self.vm.bus.generation.load(Ordering::Acquire) {
+            if self.bus_is_current() {
                 return self.bus_take(space, address, data);
             }
         }

@@ -20,13 +20,23 @@ pub(crate) enum Offered {
     Acknowledged,
 }
 
+/// What the next entry brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prepared {
+    /// There is something to do outside first.
+    Outside,
+    /// Something about events: what became of it is to be looked at after the exit.
+    Busy,
+    /// Nothing: exits that have nothing to do with events leave it so. Others who change that interrupt the vCPU.
+    Quiet,
+}
+
 impl<V: XvmOps> Vcpu<V> {
-    /// Before an entry: takes what others left in the mailbox, and decides what the guest is to get. Inside the window. False
-    /// when there is something to do outside first.
+    /// Before an entry: takes what others left in the mailbox, and decides what the guest is to get. Inside the window.
     #[inline]
-    pub(crate) fn prepare_events(&mut self) -> bool {
+    pub(crate) fn prepare_events(&mut self) -> Prepared {
         if !self.shared.mailbox.is_empty() && !self.take_mail() {
-            return false;
+            return Prepared::Outside;
         }
         if self.events.triple_fault | self.events.held {
             return self.prepare_rare();
@@ -38,22 +48,27 @@ impl<V: XvmOps> Vcpu<V> {
             }
         }
         let mut offer = Offer::default();
+        let mut injects = true;
         if let Some(event) = self.events.injected.take() {
             V::inject_exception(&mut self.arch, event);
             self.events.fresh = false;
             offer.nmi_window = self.events.nmis != 0;
         } else if self.events.nmis != 0 {
             offer.nmi_window = !self.inject_nmi();
+        } else {
+            injects = false;
         }
-        self.offer_interrupt(offer);
-        true
+        match self.offer_interrupt(offer) || injects {
+            true => Prepared::Busy,
+            false => Prepared::Quiet,
+        }
     }
 
-    /// The same where the vCPU shuts down (false), or interrupts are held back.
+    /// The same where the vCPU shuts down, or interrupts are held back.
     #[cold]
-    fn prepare_rare(&mut self) -> bool {
+    fn prepare_rare(&mut self) -> Prepared {
         if self.events.triple_fault {
-            return false;
+            return Prepared::Outside;
         }
         if let Some(event) = self.events.injected.take() {
             V::inject_exception(&mut self.arch, event);
@@ -61,7 +76,7 @@ impl<V: XvmOps> Vcpu<V> {
         }
         V::offer_interrupt(&mut self.arch, Offer::default());
         self.events.offered = None;
-        true
+        Prepared::Busy
     }
 
     /// Takes vectors, NMIs and the timer from the mailbox. False when it holds what is done outside of the window, or the
@@ -116,9 +131,9 @@ impl<V: XvmOps> Vcpu<V> {
         self.events.nmis == 0
     }
 
-    /// Offers the guest the interrupt that is due, if any.
+    /// Offers the guest the interrupt that is due, if any. Whether the guest gets or is asked something.
     #[inline]
-    fn offer_interrupt(&mut self, mut offer: Offer) {
+    fn offer_interrupt(&mut self, mut offer: Offer) -> bool {
         offer.interrupt_window = !self.acknowledge_pic();
         let offered = match (self.events.interrupt, &self.lapic) {
             (Some(vector), _) => {
@@ -141,6 +156,10 @@ impl<V: XvmOps> Vcpu<V> {
             self.interrupt_delivered();
         }
         self.announce_eoi();
+        offer.vector.is_some()
+            || offer.interrupt_window
+            || offer.nmi_window
+            || self.eoi_is_announced()
     }
 
     /// The INTR pin of the 8259 pair is an interrupt like one from the VMM, once the guest can take it: as the CPU does, it is
@@ -152,7 +171,7 @@ impl<V: XvmOps> Vcpu<V> {
         if !self.interruptible() {
             return false;
         }
-        if let Some(irqchip) = self.vm.irqchip() {
+        if let Some(irqchip) = self.irqchip() {
             self.events.interrupt = irqchip.acknowledge_pic();
         }
         true
@@ -183,10 +202,7 @@ impl<V: XvmOps> Vcpu<V> {
             .lapic
             .as_ref()
             .is_some_and(|lapic| lapic.accepts_extint());
-        open && self
-            .vm
-            .irqchip()
-            .is_some_and(|irqchip| irqchip.pic_output())
+        open && self.irqchip().is_some_and(|irqchip| irqchip.pic_output())
     }
 
     fn interrupt_delivered(&mut self) {
@@ -202,7 +218,7 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     /// After an exit: what became of the events, and CR8.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn collect_events(&mut self) {
         let delivery = V::check_guest_faults(&mut self.arch);
         if delivery.interrupt_taken {
@@ -232,7 +248,7 @@ impl<V: XvmOps> Vcpu<V> {
                 self.vm.send(&message, shorthand, self.shared.id);
             }
             Effect::Eoi { vector, level } => {
-                let irqchip = self.vm.irqchip();
+                let irqchip = self.irqchip();
                 match irqchip.filter(|irqchip| level || irqchip.wants_end(vector)) {
                     Some(irqchip) if irqchip.is_split() => self.tell_end(vector),
                     Some(irqchip) => irqchip.end_of_interrupt(vector, level),
@@ -255,7 +271,7 @@ impl<V: XvmOps> Vcpu<V> {
         if asked && self.vm.eoi_suppression() == EoiSuppression::There {
             return;
         }
-        let irqchip = self.vm.irqchip();
+        let irqchip = self.irqchip();
         if irqchip.is_some_and(|irqchip| irqchip.forwards_end(vector)) {
             self.ended = Some(vector);
             // Closes the window; setting the timer once more does no harm.

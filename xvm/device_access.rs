@@ -6,6 +6,7 @@
 //! only the instruction is left to be looked at. What isn't simple is left to the emulator.
 
 use super::emulate::Base;
+use super::emulate::Code;
 use super::emulate::CodeSize;
 use super::emulate::Insn;
 use super::emulate::MovedWith;
@@ -16,6 +17,7 @@ use super::emulate::SegmentName;
 use super::emulate::ShortMove;
 use super::exits::Skip;
 use super::kernel_devices::device_time;
+use super::next_insn::decode_plain;
 use super::platform::bus::Space;
 use super::state::RSP;
 use super::vcpu::Vcpu;
@@ -115,10 +117,20 @@ impl<V: XvmOps> Vcpu<V> {
         if fault.walk || fault.fetch {
             return None;
         }
-        if let Some(plain) = self.decode_short_move(fault) {
+        let code = self.plain_code();
+        if let Some(plain) = code.and_then(|code| self.decode_short_move(code, fault)) {
             return Some(plain);
         }
-        let insn = self.decode_nofault()?;
+        self.decode_long_move(code, fault)
+    }
+
+    /// The same for all that aren't the shortest of moves.
+    #[inline(never)]
+    fn decode_long_move(&mut self, code: Option<Code>, fault: &MemoryFault) -> Option<PlainMove> {
+        let insn = match code {
+            Some(code) => decode_plain(code),
+            None => self.decode_unusual(),
+        }?;
         let plain = PlainMove::new(&insn)?;
         let aligned = fault.gpa % u64::from(plain.size.max(1)) == 0;
         // At a page's start the operand may have begun in the page before, if it isn't aligned.
@@ -130,9 +142,9 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     /// The same for the shortest of moves.
-    fn decode_short_move(&mut self, fault: &MemoryFault) -> Option<PlainMove> {
-        let bytes = self.plain_bytes()?;
-        let short = ShortMove::decode(&bytes)?;
+    #[inline]
+    fn decode_short_move(&mut self, code: Code, fault: &MemoryFault) -> Option<PlainMove> {
+        let short = ShortMove::decode(code)?;
         let plain = PlainMove::from(short);
         let misaligned = fault.gpa & u64::from(plain.size.wrapping_sub(1));
         if misaligned != 0

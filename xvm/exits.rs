@@ -3,6 +3,7 @@
 //! Exits that are handled inside the window: nothing here sleeps, allocates, or touches userspace but by reads that may fail.
 
 use super::device_access;
+use super::msr::is_x2apic;
 use super::platform::bus::Space;
 use super::platform::Gp;
 use super::pv::Called;
@@ -30,13 +31,25 @@ pub(crate) enum Handled {
     Outside(Exit),
 }
 
-/// Handles `exit`, or says who has to.
+/// Handles exits that take the guest's registers alone and change nothing about events. True when it has; else nothing has happened.
+#[inline]
+pub(crate) fn simple<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: &Exit) -> bool {
+    let carried_out = match exit {
+        Exit::Cpuid => cpuid(vcpu),
+        Exit::MsrRead => msr_read(vcpu),
+        Exit::Hypercall => vcpu.unknown_hypercall(),
+        _ => None,
+    };
+    carried_out.is_some_and(|skip| vcpu.skip(skip))
+}
+
+/// Handles `exit`, which isn't a simple one, or says who has to.
 #[inline]
 pub(crate) fn handle<V: XvmOps>(vcpu: &mut Vcpu<V>, exit: Exit) -> Handled {
     let done = match exit {
         Exit::Host => return Handled::Host,
-        Exit::Cpuid => cpuid(vcpu),
-        Exit::MsrRead => msr_read(vcpu),
+        Exit::Cpuid => cpuid_late(vcpu),
+        Exit::MsrRead => msr_read_late(vcpu),
         Exit::MsrWrite => msr_write(vcpu),
         Exit::Hypercall => match vcpu.hypercall_inside() {
             Called::Answered => true,
@@ -97,13 +110,27 @@ fn monitor_mwait<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     }
 }
 
-fn cpuid<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+/// CPUID where it never faults.
+#[inline]
+fn cpuid<V: XvmOps>(vcpu: &mut Vcpu<V>) -> Option<Skip> {
+    match vcpu.msrs.cpuid_faults() {
+        true => None,
+        false => answer_cpuid(vcpu),
+    }
+}
+
+/// CPUID where user code must not use it.
+#[cold]
+fn cpuid_late<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     if vcpu.msrs.cpuid_faults() && V::code_context(&vcpu.arch).cpl != 0 {
         return raise(vcpu, GENERAL_PROTECTION, Some(0));
     }
-    let Some(skip) = vcpu.plan_skip() else {
-        return false;
-    };
+    answer_cpuid(vcpu).is_some_and(|skip| vcpu.skip(skip))
+}
+
+#[inline]
+fn answer_cpuid<V: XvmOps>(vcpu: &mut Vcpu<V>) -> Option<Skip> {
+    let skip = vcpu.plan_skip()?;
     let gprs = V::gprs(&mut vcpu.arch);
     let (leaf, subleaf) = (gprs.0[RAX] as u32, gprs.0[RCX] as u32);
     let answer = vcpu.cpuid_lookup(leaf, subleaf);
@@ -112,26 +139,42 @@ fn cpuid<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     gprs.0[RBX] = answer.ebx.into();
     gprs.0[RCX] = answer.ecx.into();
     gprs.0[RDX] = answer.edx.into();
-    vcpu.skip(skip)
+    Some(skip)
 }
 
-fn msr_read<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+/// RDMSR of a register that isn't the local APIC's, where nothing is wrong with it.
+#[inline]
+fn msr_read<V: XvmOps>(vcpu: &mut Vcpu<V>) -> Option<Skip> {
+    let index = V::gprs(&mut vcpu.arch).0[RCX] as u32;
+    if is_x2apic(index) || !vcpu.msr_allowed(index, false) {
+        return None;
+    }
+    let skip = vcpu.plan_skip()?;
+    finish_msr_read(vcpu, index).then_some(skip)
+}
+
+/// RDMSR of any other.
+fn msr_read_late<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     let Some(skip) = vcpu.plan_skip() else {
         return false;
     };
     let index = V::gprs(&mut vcpu.arch).0[RCX] as u32;
-    if !vcpu.msr_allowed(index, false) {
-        return refuse_msr(vcpu);
+    match vcpu.msr_allowed(index, false) && finish_msr_read(vcpu, index) {
+        true => vcpu.skip(skip),
+        false => refuse_msr(vcpu),
     }
-    match vcpu.read_msr(index, false) {
-        Ok(value) => {
-            let gprs = V::gprs(&mut vcpu.arch);
-            gprs.0[RAX] = value & 0xffff_ffff;
-            gprs.0[RDX] = value >> 32;
-            vcpu.skip(skip)
-        }
-        Err(Gp) => refuse_msr(vcpu),
-    }
+}
+
+/// False when the register can't be read.
+#[inline]
+fn finish_msr_read<V: XvmOps>(vcpu: &mut Vcpu<V>, index: u32) -> bool {
+    let Ok(value) = vcpu.read_msr(index, false) else {
+        return false;
+    };
+    let gprs = V::gprs(&mut vcpu.arch);
+    gprs.0[RAX] = value & 0xffff_ffff;
+    gprs.0[RDX] = value >> 32;
+    true
 }
 
 fn msr_write<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
@@ -181,7 +224,7 @@ fn port<V: XvmOps>(vcpu: &mut Vcpu<V>, access: &PortAccess) -> bool {
         return false;
     }
     let rax = V::gprs(&mut vcpu.arch).0[RAX];
-    let irqchip = vcpu.vm.irqchip();
+    let irqchip = vcpu.irqchip();
     let pic = irqchip.filter(|irqchip| irqchip.is_pic_port(access.port, access.size));
     match pic {
         Some(pic) if access.input => {

@@ -99,10 +99,14 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     /// Sets the host's timer to when the local APIC's is due. Outside of the window.
+    #[inline]
     pub(crate) fn set_timer(&mut self) {
-        if !core::mem::take(&mut self.timer_stale) {
-            return;
+        if core::mem::take(&mut self.timer_stale) {
+            self.set_stale_timer();
         }
+    }
+
+    fn set_stale_timer(&mut self) {
         let Some(lapic) = &self.lapic else {
             return;
         };

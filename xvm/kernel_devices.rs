@@ -43,9 +43,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// Whether an address belongs to the local APIC or the IOAPIC.
     pub(crate) fn is_kernel_device(&self, gpa: u64) -> bool {
         self.at_local_apic(gpa) != Local::Nothing
-            || self
-                .vm
-                .irqchip()
+            || self.irqchip()
                 .is_some_and(|irqchip| irqchip.is_ioapic(gpa))
     }
 
@@ -62,9 +60,7 @@ impl<V: XvmOps> Vcpu<V> {
                 data.fill(0xff);
                 return true;
             }
-            Local::Nothing => self
-                .vm
-                .irqchip()
+            Local::Nothing => self.irqchip()
                 .and_then(|irqchip| irqchip.ioapic_read(gpa)),
         };
         let Some(value) = value else {
@@ -93,9 +89,7 @@ impl<V: XvmOps> Vcpu<V> {
                 true
             }
             Local::Hole => true,
-            Local::Nothing => self
-                .vm
-                .irqchip()
+            Local::Nothing => self.irqchip()
                 .is_some_and(|irqchip| irqchip.ioapic_write(gpa, value).is_some()),
         }
     }
@@ -114,7 +108,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Reads a byte from a port in the kernel.
     pub(crate) fn port_read(&mut self, port: u16) -> Option<u8> {
-        let irqchip = self.vm.irqchip()?;
+        let irqchip = self.irqchip()?;
         if irqchip.is_pic_port(port, 1) {
             return Some(irqchip.pic_read(port));
         }
@@ -123,7 +117,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Writes a byte to a port in the kernel.
     pub(crate) fn port_write(&mut self, port: u16, value: u8) -> Option<()> {
-        let irqchip = self.vm.irqchip()?;
+        let irqchip = self.irqchip()?;
         if irqchip.is_pic_port(port, 1) {
             irqchip.pic_write(port, value);
             return Some(());

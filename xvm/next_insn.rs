@@ -4,6 +4,7 @@
 //! matters on CPUs that don't tell an intercepted instruction's length, and for accesses to devices.
 
 use super::emulate;
+use super::emulate::Code;
 use super::emulate::CodeSize;
 use super::emulate::Insn;
 use super::guest_memory::INSN_MAX;
@@ -84,6 +85,12 @@ fn plain_place<'a>(slots: &'a View, context: &CodeContext) -> Option<(&'a Region
     }
 }
 
+/// Decodes what [`Vcpu::plain_code`] has found.
+pub(crate) fn decode_plain(code: Code) -> Option<Insn> {
+    let bytes = code.to_le_bytes();
+    emulate::decode(&bytes[..INSN_MAX], CodeSize::Bits64).ok()
+}
+
 impl<V: XvmOps> Vcpu<V> {
     /// Has `look` read guest memory without sleeping, outside of the window: a change of the slots waits for its end, as it does for
     /// what is done inside.
@@ -94,28 +101,31 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// The bytes at RIP, where guest and instruction are of the usual kind: 64-bit code.
     #[inline]
-    pub(crate) fn plain_bytes(&mut self) -> Option<[u8; INSN_MAX]> {
+    pub(crate) fn plain_code(&mut self) -> Option<Code> {
         let context = V::code_context(&self.arch);
         let (region, gpa) = plain_place(self.current_slots(), &context)?;
         let low = region.read_word_nofault(gpa)?;
         let high = region.read_word_nofault(gpa.wrapping_add(8))?;
-        let mut bytes = [0; INSN_MAX];
-        bytes[..8].copy_from_slice(&low.to_le_bytes());
-        bytes[8..].copy_from_slice(&high.to_le_bytes()[..INSN_MAX - 8]);
-        Some(bytes)
+        Some(Code::from(low) | Code::from(high) << 64)
     }
 
     /// Decodes the instruction at RIP if its bytes are present, without sleeping.
     pub(crate) fn decode_nofault(&mut self) -> Option<Insn> {
-        if let Some(bytes) = self.plain_bytes() {
-            return emulate::decode(&bytes, CodeSize::Bits64).ok();
+        match self.plain_code() {
+            Some(code) => decode_plain(code),
+            None => self.decode_unusual(),
         }
+    }
+
+    /// The same where [`Vcpu::plain_code`] has nothing.
+    pub(crate) fn decode_unusual(&mut self) -> Option<Insn> {
         let context = V::code_context(&self.arch);
         let (bytes, length) = self.fetch_nofault(&context)?;
         emulate::decode(bytes.get(..length)?, context.code_size()).ok()
     }
 
     /// The length of the intercepted instruction at RIP, as [`Vcpu::decode_nofault`].
+    #[inline(never)]
     pub(crate) fn length_nofault(&mut self) -> Option<u8> {
         let context = V::code_context(&self.arch);
         plain_place(self.current_slots(), &context)

@@ -5,6 +5,8 @@
 use super::device_access::PlainMove;
 use super::emulation::Emulated;
 use super::exits::Skip;
+use super::irqchip::IrqChip;
+use super::machine::Machine;
 use super::memory::Filled;
 use super::platform::bus::Space;
 use super::platform::lapic::Reset;
@@ -18,6 +20,7 @@ use super::state::RAX;
 use super::state::RCX;
 use super::state::RDX;
 use super::vcpu::MpState;
+use super::vcpu::Shared;
 use super::vcpu::Vcpu;
 use super::vcpu::PORT_DATA;
 use super::vectors;
@@ -93,24 +96,23 @@ impl<V: XvmOps> Vcpu<V> {
     ///
     /// `EINTR` when a signal or `immediate_exit` ended it, `EINVAL` when the VMM's CR8 is none, `EFAULT` or `EHWPOISON` when guest
     /// memory isn't there.
-    pub(crate) fn run(&mut self) -> Result {
+    pub(crate) fn run(&mut self, shared: &Shared, machine: &Machine<V>) -> Result {
         let _mask = self.signal_mask.map(SignalMask::set);
-        let shared = self.shared.clone();
         let watch = pin!(Watch::new(&shared.off_cpu));
         let result = self
             .take_synced()
-            .and_then(|()| self.run_guest(watch.as_ref()));
+            .and_then(|()| self.run_guest(watch.as_ref(), machine));
         self.give_synced();
         self.fill_run_page();
         // `immediate_exit` leaves the reason of the exit that was completed: VMMs look at it after that.
         if result == Err(EINTR) && task::signal_pending() {
-            self.shared.stats.signal_exits.add(1);
+            shared.stats.signal_exits.add(1);
             self.set_exit(uapi::KVM_EXIT_INTR);
         }
         result
     }
 
-    fn run_guest(&mut self, watch: Pin<&Watch<'_, OffCpu>>) -> Result {
+    fn run_guest(&mut self, watch: Pin<&Watch<'_, OffCpu>>, machine: &Machine<V>) -> Result {
         self.announce_thread()?;
         if self.lapic.is_none() {
             let cr8 = self.asked_cr8();
@@ -128,12 +130,11 @@ impl<V: XvmOps> Vcpu<V> {
         if self.config.debug.is_some() {
             self.begin_debugging();
         }
-        self.window_wanted = self.asked_window() && !self.vm.has_pic();
+        self.window_wanted = self.asked_window() && !self.has_pic();
         if self.window_wanted && self.ready_for_interrupt() {
             self.set_exit(uapi::KVM_EXIT_IRQ_WINDOW_OPEN);
             return Ok(());
         }
-        let machine = self.vm.machine.clone();
         self.steal_time_passed();
         loop {
             self.shared.off_cpu.set_between(true);
@@ -146,18 +147,16 @@ impl<V: XvmOps> Vcpu<V> {
             if self.pv.async_pf.is_stuck() && !self.wait_for_page() {
                 return Err(EINTR);
             }
-            if task::signal_pending() {
-                return Err(EINTR);
-            }
             // What nobody uses any more of old slots is freed here rather than with interrupts off.
             self.slots.refresh();
             if self.slots.ring().is_some_and(|ring| ring.is_full()) {
                 self.set_exit(uapi::KVM_EXIT_DIRTY_RING_FULL);
                 return Ok(());
             }
-            task::cond_resched();
-            self.take_init();
-            self.take_smi()?;
+            if self.smi_waits() || !self.shared.mailbox.is_empty() {
+                self.take_init();
+                self.take_smi()?;
+            }
             if self.mp_state != MpState::Runnable {
                 continue;
             }
@@ -171,12 +170,16 @@ impl<V: XvmOps> Vcpu<V> {
                 return self.shut_down().map(|_| ());
             }
             self.shared.stats.windows.add(1);
-            let left = Window::open(self, &machine).run();
-            if let Left::Exit(exit) = left {
-                self.shared.off_cpu.set_between(false);
-                if self.handle(exit)? == Next::Userspace {
-                    return Ok(());
+            let left = Window::open(self, machine).run();
+            match left {
+                Left::Exit(exit) => {
+                    self.shared.off_cpu.set_between(false);
+                    if self.handle(exit)? == Next::Userspace {
+                        return Ok(());
+                    }
                 }
+                // The next window closes at once if there is some when it opens.
+                Left::Host => task::do_work()?,
             }
         }
     }
@@ -288,7 +291,8 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     fn port(&mut self, access: &PortAccess) -> Result<Next> {
-        if access.size == 1 {
+        // The ports of the 8259 pair are served inside.
+        if access.size == 1 && IrqChip::may_be_pit_port(access.port) {
             let rax = V::gprs(&mut self.arch).0[RAX];
             let done = if access.input {
                 let value = self.port_read(access.port);
@@ -304,11 +308,11 @@ impl<V: XvmOps> Vcpu<V> {
         if !access.input {
             let data = V::gprs(&mut self.arch).0[RAX].to_le_bytes();
             let data = &data[..usize::from(access.size & 7)];
-            if self.bus_write(Space::Port, access.port.into(), data) {
+            if self.bus_write_again(Space::Port, access.port.into(), data) {
                 self.skip(Skip::BY_CPU);
                 return Ok(Next::Guest);
             }
-            self.pages.write(PORT_DATA, data);
+            self.give_port_data(data);
             if self.vm.switches.skips_first(access.port) {
                 self.skip(Skip::BY_CPU);
                 self.exit_io(false, access.size, access.port, 1);
@@ -325,7 +329,9 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// Completes what userspace did for the guest since the last exit.
     fn complete(&mut self) -> Result<Next> {
-        match core::mem::replace(&mut self.pending, Pending::None) {
+        let pending = self.pending;
+        self.pending = Pending::None;
+        match pending {
             Pending::None => Ok(Next::Guest),
             Pending::Port { access, rip } => {
                 self.complete_port(&access, rip);
@@ -472,7 +478,7 @@ impl<V: XvmOps> Vcpu<V> {
 
     /// An INIT or start-up IPI (SDM vol 3, 10.4.3).
     pub(crate) fn take_init(&mut self) {
-        if self.lapic.is_none() || self.shared.mailbox.is_empty() || self.postpone_init() {
+        if self.lapic.is_none() || self.postpone_init() {
             return;
         }
         if self.shared.mailbox.take_init() {

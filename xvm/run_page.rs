@@ -44,6 +44,16 @@ impl<V: XvmOps> Vcpu<V> {
         self.set_exit(uapi::KVM_EXIT_IO);
     }
 
+    /// Leaves the bytes that go to a port, 1, 2 or 4, where [`Vcpu::exit_io`] says that they are.
+    pub(super) fn give_port_data(&self, data: &[u8]) {
+        match *data {
+            [byte] => self.pages.set(PORT_DATA, byte),
+            [a, b] => self.pages.set(PORT_DATA, u16::from_le_bytes([a, b])),
+            [a, b, c, d] => self.pages.set(PORT_DATA, u32::from_le_bytes([a, b, c, d])),
+            _ => self.pages.write(PORT_DATA, data),
+        }
+    }
+
     /// Asks userspace for the access that the emulator stopped at.
     pub(super) fn exit_access(&self) {
         let Some(access) = self.replay.asked() else {
@@ -250,7 +260,7 @@ impl<V: XvmOps> Vcpu<V> {
     pub(super) fn fill_run_page(&self) {
         let pages = &self.pages;
         let state = V::interruptibility(&self.arch);
-        let ready = self.vm.has_pic() || self.ready_for_interrupt();
+        let ready = self.has_pic() || self.ready_for_interrupt();
         pages.set(offset_of!(kvm_run, if_flag), u8::from(state.interrupt_flag));
         pages.set(
             offset_of!(kvm_run, ready_for_interrupt_injection),

@@ -184,6 +184,12 @@ impl<V: XvmOps> Vcpu<V> {
         }
     }
 
+    /// Whether [`Vcpu::take_smi`] has one that could not be taken at once.
+    #[inline]
+    pub(super) fn smi_waits(&self) -> bool {
+        self.smm.pending
+    }
+
     /// After an INIT none waits.
     pub(super) fn forget_smi(&mut self) {
         self.shared.mailbox.take_smi();

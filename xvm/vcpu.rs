@@ -10,6 +10,7 @@ use super::cpuid::GuestCpuid;
 use super::events::Events;
 use super::extension;
 use super::guest_debug::GuestDebug;
+use super::irqchip::IrqChip;
 use super::kick::Presence;
 use super::mce::Mce;
 use super::memory::AsId;
@@ -155,6 +156,8 @@ pub(crate) struct Vcpu<V: XvmOps> {
     pub(crate) arch: V::Vcpu,
     /// FPU and extended state.
     pub(crate) fpu: GuestFpu,
+    /// The VM's interrupt controllers in the kernel: there are some before the first vCPU, or none.
+    irqchip: Option<Arc<Timed<IrqChip>>>,
     /// The local APIC, if the VM has an in-kernel one.
     pub(crate) lapic: Option<KBox<Lapic>>,
     /// Events that wait for the next entry.
@@ -231,7 +234,8 @@ impl<V: XvmOps> Vcpu<V> {
             ..Config::default()
         };
         let bootstrap = shared.bootstrap;
-        let lapic = match vm.irqchip() {
+        let irqchip = vm.irqchip().cloned();
+        let lapic = match irqchip {
             Some(_) => {
                 let mut lapic = Lapic::new(shared.id, bootstrap, bus_cycle_ns);
                 lapic.open_at_reset(vm.switches.opens_lint0());
@@ -250,6 +254,7 @@ impl<V: XvmOps> Vcpu<V> {
         let mut vcpu = Self {
             arch: V::alloc(&vm.machine.caps, config.root)?,
             fpu: GuestFpu::new(vm.machine.fpu)?,
+            irqchip,
             lapic,
             events: Events::default(),
             cpuid: GuestCpuid::new(),
@@ -287,6 +292,18 @@ impl<V: XvmOps> Vcpu<V> {
         Ok(vcpu)
     }
 
+    /// The VM's interrupt controllers in the kernel.
+    #[inline]
+    pub(crate) fn irqchip(&self) -> Option<&Timed<IrqChip>> {
+        self.irqchip.as_deref()
+    }
+
+    /// Whether the 8259 pair and the IOAPIC are in the kernel, too.
+    #[inline]
+    pub(crate) fn has_pic(&self) -> bool {
+        self.irqchip().is_some_and(|irqchip| !irqchip.is_split())
+    }
+
     /// Tells the vendor of a change in `config`.
     pub(crate) fn configure(&mut self) {
         V::configure(&mut self.arch, &self.config);
@@ -316,6 +333,61 @@ impl<V: XvmOps> Vcpu<V> {
     pub(crate) fn current_slots(&mut self) -> &View {
         self.slots.refresh();
         &self.slots
+    }
+
+    /// The ioctls but `KVM_RUN`, which is apart from them because their variables would be on its stack.
+    #[inline(never)]
+    fn other_ioctl(&mut self, cmd: u32, arg: usize) -> Result<isize> {
+        let vcpu = self;
+        match cmd {
+            uapi::KVM_GET_REGS => vcpu.get_regs(arg),
+            uapi::KVM_SET_REGS => vcpu.set_regs(arg),
+            uapi::KVM_GET_SREGS => vcpu.get_sregs(arg),
+            uapi::KVM_SET_SREGS => vcpu.set_sregs(arg),
+            uapi::KVM_GET_SREGS2 => vcpu.get_sregs2(arg),
+            uapi::KVM_SET_SREGS2 => vcpu.set_sregs2(arg),
+            uapi::KVM_GET_FPU => vcpu.get_fpu(arg),
+            uapi::KVM_SET_FPU => vcpu.set_fpu(arg),
+            uapi::KVM_GET_XSAVE | uapi::KVM_GET_XSAVE2 => vcpu.get_xsave(arg),
+            uapi::KVM_SET_XSAVE => vcpu.set_xsave(arg),
+            uapi::KVM_GET_XCRS => vcpu.get_xcrs(arg),
+            uapi::KVM_SET_XCRS => vcpu.set_xcrs(arg),
+            uapi::KVM_GET_MSRS => vcpu.get_msrs(arg),
+            uapi::KVM_SET_MSRS => vcpu.set_msrs(arg),
+            uapi::KVM_GET_ONE_REG => vcpu.one_reg(arg, false),
+            uapi::KVM_SET_ONE_REG => vcpu.one_reg(arg, true),
+            uapi::KVM_GET_REG_LIST => vcpu.reg_list(arg),
+            uapi::KVM_GET_CPUID2 => vcpu.get_cpuid2(arg),
+            uapi::KVM_SET_CPUID => vcpu.set_cpuid(arg),
+            uapi::KVM_SET_CPUID2 => vcpu.set_cpuid2(arg),
+            uapi::KVM_GET_LAPIC => vcpu.get_lapic(arg),
+            uapi::KVM_SET_LAPIC => vcpu.set_lapic(arg),
+            uapi::KVM_SET_VAPIC_ADDR => vcpu.set_vapic_address(arg),
+            uapi::KVM_GET_MP_STATE => vcpu.get_mp_state(arg),
+            uapi::KVM_SET_MP_STATE => vcpu.set_mp_state(arg),
+            uapi::KVM_GET_VCPU_EVENTS => vcpu.get_vcpu_events(arg),
+            uapi::KVM_SET_VCPU_EVENTS => vcpu.set_vcpu_events(arg),
+            uapi::KVM_GET_DEBUGREGS => vcpu.get_debugregs(arg),
+            uapi::KVM_SET_DEBUGREGS => vcpu.set_debugregs(arg),
+            uapi::KVM_GET_TSC_KHZ => Ok(vcpu.tsc_khz as isize),
+            uapi::KVM_SET_TSC_KHZ => vcpu.set_tsc_khz(arg),
+            uapi::KVM_GET_STATS_FD => stats::create(vcpu.shared.clone()),
+            uapi::KVM_SET_GUEST_DEBUG => vcpu.set_guest_debug(arg),
+            uapi::KVM_X86_SETUP_MCE => vcpu.setup_mce(arg),
+            uapi::KVM_X86_SET_MCE => vcpu.set_mce(arg),
+            uapi::KVM_HAS_DEVICE_ATTR | uapi::KVM_GET_DEVICE_ATTR | uapi::KVM_SET_DEVICE_ATTR => {
+                vcpu.device_attr(cmd, arg)
+            }
+            uapi::KVM_KVMCLOCK_CTRL => vcpu.set_guest_stopped(),
+            uapi::KVM_ENABLE_CAP => vcpu.enable_cap(arg),
+            uapi::KVM_INTERRUPT => vcpu.queue_interrupt(arg),
+            uapi::KVM_NMI => vcpu.queue_nmi(),
+            uapi::KVM_SMI => vcpu.queue_smi(),
+            uapi::KVM_PRE_FAULT_MEMORY => vcpu.pre_fault_memory(arg),
+            uapi::KVM_TRANSLATE => vcpu.translate(arg),
+            uapi::KVM_SET_SIGNAL_MASK => vcpu.set_signal_mask(arg),
+            _ => Err(extension::refusal(uapi::Fd::Vcpu, cmd)),
+        }
     }
 }
 
@@ -391,57 +463,10 @@ impl<V: XvmOps> AnonFile for VcpuFile<V> {
             return Err(EIO);
         }
         let mut vcpu = this.vcpu.lock();
-        let vcpu: &mut Vcpu<V> = &mut vcpu;
         match cmd {
             uapi::KVM_RUN if arg != 0 => Err(EINVAL),
-            uapi::KVM_RUN => vcpu.run().map(|()| 0),
-            uapi::KVM_GET_REGS => vcpu.get_regs(arg),
-            uapi::KVM_SET_REGS => vcpu.set_regs(arg),
-            uapi::KVM_GET_SREGS => vcpu.get_sregs(arg),
-            uapi::KVM_SET_SREGS => vcpu.set_sregs(arg),
-            uapi::KVM_GET_SREGS2 => vcpu.get_sregs2(arg),
-            uapi::KVM_SET_SREGS2 => vcpu.set_sregs2(arg),
-            uapi::KVM_GET_FPU => vcpu.get_fpu(arg),
-            uapi::KVM_SET_FPU => vcpu.set_fpu(arg),
-            uapi::KVM_GET_XSAVE | uapi::KVM_GET_XSAVE2 => vcpu.get_xsave(arg),
-            uapi::KVM_SET_XSAVE => vcpu.set_xsave(arg),
-            uapi::KVM_GET_XCRS => vcpu.get_xcrs(arg),
-            uapi::KVM_SET_XCRS => vcpu.set_xcrs(arg),
-            uapi::KVM_GET_MSRS => vcpu.get_msrs(arg),
-            uapi::KVM_SET_MSRS => vcpu.set_msrs(arg),
-            uapi::KVM_GET_ONE_REG => vcpu.one_reg(arg, false),
-            uapi::KVM_SET_ONE_REG => vcpu.one_reg(arg, true),
-            uapi::KVM_GET_REG_LIST => vcpu.reg_list(arg),
-            uapi::KVM_GET_CPUID2 => vcpu.get_cpuid2(arg),
-            uapi::KVM_SET_CPUID => vcpu.set_cpuid(arg),
-            uapi::KVM_SET_CPUID2 => vcpu.set_cpuid2(arg),
-            uapi::KVM_GET_LAPIC => vcpu.get_lapic(arg),
-            uapi::KVM_SET_LAPIC => vcpu.set_lapic(arg),
-            uapi::KVM_SET_VAPIC_ADDR => vcpu.set_vapic_address(arg),
-            uapi::KVM_GET_MP_STATE => vcpu.get_mp_state(arg),
-            uapi::KVM_SET_MP_STATE => vcpu.set_mp_state(arg),
-            uapi::KVM_GET_VCPU_EVENTS => vcpu.get_vcpu_events(arg),
-            uapi::KVM_SET_VCPU_EVENTS => vcpu.set_vcpu_events(arg),
-            uapi::KVM_GET_DEBUGREGS => vcpu.get_debugregs(arg),
-            uapi::KVM_SET_DEBUGREGS => vcpu.set_debugregs(arg),
-            uapi::KVM_GET_TSC_KHZ => Ok(vcpu.tsc_khz as isize),
-            uapi::KVM_SET_TSC_KHZ => vcpu.set_tsc_khz(arg),
-            uapi::KVM_GET_STATS_FD => stats::create(this.shared.clone()),
-            uapi::KVM_SET_GUEST_DEBUG => vcpu.set_guest_debug(arg),
-            uapi::KVM_X86_SETUP_MCE => vcpu.setup_mce(arg),
-            uapi::KVM_X86_SET_MCE => vcpu.set_mce(arg),
-            uapi::KVM_HAS_DEVICE_ATTR | uapi::KVM_GET_DEVICE_ATTR | uapi::KVM_SET_DEVICE_ATTR => {
-                vcpu.device_attr(cmd, arg)
-            }
-            uapi::KVM_KVMCLOCK_CTRL => vcpu.set_guest_stopped(),
-            uapi::KVM_ENABLE_CAP => vcpu.enable_cap(arg),
-            uapi::KVM_INTERRUPT => vcpu.queue_interrupt(arg),
-            uapi::KVM_NMI => vcpu.queue_nmi(),
-            uapi::KVM_SMI => vcpu.queue_smi(),
-            uapi::KVM_PRE_FAULT_MEMORY => vcpu.pre_fault_memory(arg),
-            uapi::KVM_TRANSLATE => vcpu.translate(arg),
-            uapi::KVM_SET_SIGNAL_MASK => vcpu.set_signal_mask(arg),
-            _ => Err(extension::refusal(uapi::Fd::Vcpu, cmd)),
+            uapi::KVM_RUN => vcpu.run(&this.shared, &this.vm.machine).map(|()| 0),
+            _ => vcpu.other_ioctl(cmd, arg),
         }
     }
 

@@ -206,7 +206,7 @@ impl<V: XvmOps> Vcpu<V> {
     pub(crate) fn queue_interrupt(&mut self, arg: usize) -> Result<isize> {
         let interrupt: kvm_interrupt = user::read(arg)?;
         let vector = u8::try_from(interrupt.irq).map_err(|_| EINVAL)?;
-        if self.vm.has_pic() {
+        if self.has_pic() {
             return Err(ENXIO);
         }
         if self.events.interrupt.is_some() {

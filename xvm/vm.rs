@@ -179,12 +179,6 @@ impl<V: XvmOps> Vm<V> {
         self.irqchip.as_ref()
     }
 
-    /// Whether the 8259 pair and the IOAPIC are in the kernel, too.
-    #[inline]
-    pub(crate) fn has_pic(&self) -> bool {
-        self.irqchip().is_some_and(|irqchip| !irqchip.is_split())
-    }
-
     /// Whether a vCPU was made.
     pub(super) fn has_vcpus(&self) -> bool {
         self.targets.count() != 0

@@ -186,7 +186,7 @@ impl<V: XvmOps> Vm<V> {
                 if self.is_bad_msi((address >> 32) as u32) {
                     return Err(EINVAL);
                 }
-            } else if !self.has_pic() {
+            } else if self.full_chips().is_err() {
                 return Err(EINVAL);
             }
             // VMMs pass them sorted, so that this is the end.

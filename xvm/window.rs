@@ -6,6 +6,7 @@
 //! guest's. Every exit that needs no sleeping, no userspace and no host interrupt is handled inside, and the guest entered
 //! again. A host interrupt makes the guest exit and ends the window, which bounds the host's latency.
 
+use super::delivery::Prepared;
 use super::exits;
 use super::exits::Handled;
 use super::machine::Machine;
@@ -65,24 +66,37 @@ impl<'a, V: XvmOps> Window<'a, V> {
         let vcpu = &mut *self.vcpu;
         let cpu = self.machine.cpu(&self.irqs);
         // Who sets these from now on interrupts this CPU, which ends the window.
-        if task::signal_pending() || task::need_resched() || vcpu.must_serve() {
+        if task::has_work() || vcpu.must_serve() {
             return Left::Host;
         }
-        for exits in 1..=EXITS_MAX {
+        let mut exits = 0;
+        while exits < EXITS_MAX {
             vcpu.shared.presence.enter(self.irqs.cpu());
             let flushes = vcpu.vm.memory.flushes();
             if vcpu.flushed != flushes {
                 vcpu.flushed = flushes;
                 V::flush_tlb(&mut vcpu.arch);
             }
-            if !vcpu.prepare_events() {
+            let prepared = vcpu.prepare_events();
+            if prepared == Prepared::Outside {
                 vcpu.shared.presence.leave();
-                return Left::Host;
+                break;
             }
-            let exit = V::run(&mut vcpu.arch, cpu);
+            let (exit, simple) = loop {
+                exits = exits.wrapping_add(1);
+                let exit = V::run(&mut vcpu.arch, cpu);
+                let simple = exits::simple(vcpu, &exit);
+                if !simple || prepared != Prepared::Quiet || exits >= EXITS_MAX {
+                    break (exit, simple);
+                }
+            };
             vcpu.shared.presence.leave();
             vcpu.collect_events();
-            let left = match exits::handle(vcpu, exit) {
+            let left = match simple {
+                true => continue,
+                false => exits::handle(vcpu, exit),
+            };
+            let left = match left {
                 Handled::Resume => continue,
                 Handled::Host => Left::Host,
                 Handled::Outside(exit) => Left::Exit(exit),
@@ -90,7 +104,7 @@ impl<'a, V: XvmOps> Window<'a, V> {
             vcpu.shared.stats.exits.add(u64::from(exits));
             return left;
         }
-        vcpu.shared.stats.exits.add(u64::from(EXITS_MAX));
+        vcpu.shared.stats.exits.add(u64::from(exits));
         Left::Host
     }
 }

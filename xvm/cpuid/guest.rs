@@ -30,6 +30,9 @@ const MONITOR: u32 = 1 << 3;
 /// The same in IA32_MISC_ENABLE.
 const MISC_ENABLE_MONITOR: u64 = 1 << 18;
 
+/// The leaves that tell something of the vCPU's state.
+const DYNAMIC: [u32; 2] = [1, 0xd];
+
 /// Bytes of an XSAVE area's legacy region and header.
 const XSAVE_MIN: u32 = 576;
 
@@ -151,11 +154,16 @@ impl GuestCpuid {
         &self.entries
     }
 
+    #[inline]
     fn find(&self, leaf: u32, subleaf: u32) -> Option<&kvm_cpuid_entry2> {
-        let start = match slot(leaf) {
-            Some((range, leaf)) => *self.first.get(range)?.get(leaf)?,
-            None => 0,
+        let [basic, extended] = &self.first;
+        let kept = match leaf & EXTENDED {
+            0 => basic,
+            _ => extended,
         };
+        let start = kept
+            .get((leaf & !EXTENDED) as usize)
+            .map_or(0, |place| *place);
         let rest = self.entries.get(usize::from(start)..)?;
         rest.iter().find(|entry| {
             entry.function == leaf && (entry.flags & INDEXED == 0 || entry.index == subleaf)
@@ -182,10 +190,18 @@ impl GuestCpuid {
         }
     }
 
-    fn answer(&self, leaf: u32, subleaf: u32, state: Dynamic) -> Cpuid {
-        if let Some(entry) = self.find(leaf, subleaf) {
-            return self.adjust(entry, state);
+    #[inline]
+    fn answer(&self, leaf: u32, subleaf: u32, state: impl Fn() -> Dynamic) -> Cpuid {
+        match self.find(leaf, subleaf) {
+            Some(entry) if !DYNAMIC.contains(&leaf) => value(entry),
+            Some(entry) => self.adjust(entry, state()),
+            None => self.answer_missing(leaf, subleaf, state()),
         }
+    }
+
+    /// The answer for what has no entry.
+    #[inline(never)]
+    fn answer_missing(&self, leaf: u32, subleaf: u32, state: Dynamic) -> Cpuid {
         if let Some(entry) = self
             .substitute(leaf)
             .and_then(|leaf| self.find(leaf, subleaf))
@@ -203,7 +219,8 @@ impl GuestCpuid {
         answer
     }
 
-    /// Puts in what follows the vCPU's state.
+    /// Puts in what follows the vCPU's state, in the leaves of [`DYNAMIC`].
+    #[inline(never)]
     fn adjust(&self, entry: &kvm_cpuid_entry2, state: Dynamic) -> Cpuid {
         const APIC: u32 = 1 << 9;
         const OS_XSAVE: u32 = 1 << 27;
@@ -290,7 +307,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// What CPUID answers. Also inside the window.
     #[inline]
     pub(crate) fn cpuid_lookup(&self, leaf: u32, subleaf: u32) -> Cpuid {
-        self.cpuid.answer(leaf, subleaf, self.dynamic_cpuid())
+        self.cpuid.answer(leaf, subleaf, || self.dynamic_cpuid())
     }
 
     /// An entry with what follows the vCPU's state put in.

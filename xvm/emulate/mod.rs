@@ -65,5 +65,6 @@ pub use machine::SegmentName;
 pub use machine::Stop;
 pub use operand::load;
 pub use operand::store;
+pub use short::Code;
 pub use short::MovedWith;
 pub use short::ShortMove;

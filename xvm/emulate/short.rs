@@ -16,6 +16,7 @@ use super::insn::Repeat;
 use super::insn::RBP;
 use super::insn::RSP;
 use super::machine::SegmentName;
+use core::mem::size_of;
 
 const REX_W: u8 = 8;
 const REX_R: u8 = 4;
@@ -47,51 +48,66 @@ pub enum MovedWith {
     Immediate(u64),
 }
 
+/// Bytes of an instruction, at least as many as any has; the first is the lowest.
+pub type Code = u128;
+
 impl ShortMove {
-    /// Decodes the instruction at the start of `bytes`, 64-bit code, if it is such a MOV; without a SIB byte.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (rex, rest) = match bytes {
-            [rex @ 0x40..=0x4f, rest @ ..] => (*rex, rest),
-            _ => (0, bytes),
+    /// Decodes the instruction at the start of `code`, 64-bit code, if it is such a MOV; without a SIB byte.
+    #[inline]
+    pub fn decode(code: Code) -> Option<Self> {
+        // With its prefix, opcode, ModRM and displacement it has seven bytes at most; an immediate follows.
+        let first = code as u64;
+        let (rex, word) = match first & 0xf0 {
+            0x40 => (first as u8, first >> 8),
+            _ => (0, first),
         };
-        let (&[opcode @ (0x89 | 0x8b | 0xc7), modrm], rest) = rest.split_first_chunk()? else {
-            return None;
-        };
+        let (opcode, modrm) = (word as u8, (word >> 8) as u8);
         let (mode, rm) = (modrm >> 6, modrm & 7);
-        // A register operand, a SIB byte, or RIP-relative.
-        if mode == 3 || rm == 4 || (mode == 0 && rm == 5) {
+        // A SIB byte.
+        if rm == 4 {
             return None;
         }
-        let (displacement, width): (i64, usize) = match mode {
+        let behind = (word >> 16) as u32;
+        let (displacement, width) = match mode {
+            // RIP-relative.
+            0 if rm == 5 => return None,
             0 => (0, 0),
-            1 => (i64::from(*rest.first()? as i8), 1),
-            _ => (i64::from(i32::from_le_bytes(*rest.first_chunk()?)), 4),
+            1 => (behind as i8 as u64, 1),
+            2 => (behind as i32 as u64, 4),
+            // A register operand.
+            _ => return None,
         };
-        let register = (modrm >> 3) & 7 | ((rex & REX_R) << 1);
-        let mut length = 2 + width + usize::from(rex != 0);
+        let register = modrm >> 3 & 7 | (rex & REX_R) << 1;
+        let mut length = 2 + width + u8::from(rex != 0);
         let with = match opcode {
             0x89 => MovedWith::From(register),
             0x8b => MovedWith::To(register),
-            _ if modrm & 0x38 == 0 => {
-                let immediate = i32::from_le_bytes(*rest.get(width..)?.first_chunk()?);
+            0xc7 if modrm & 0x38 == 0 => {
+                let immediate = (code >> (8 * (length & 7))) as i32;
                 length += 4;
-                MovedWith::Immediate(i64::from(immediate) as u64)
+                MovedWith::Immediate(immediate as u64)
             }
             _ => return None,
         };
         Some(Self {
-            length: length as u8,
+            length,
             size: if rex & REX_W != 0 { 8 } else { 4 },
             with,
-            base: rm | ((rex & REX_B) << 3),
-            displacement: displacement as u64,
+            base: rm | (rex & REX_B) << 3,
+            displacement,
         })
     }
 }
 
-/// Decodes the instruction at the start of `bytes` as [`ShortMove::decode`] does.
+/// Decodes the instruction at the start of `bytes` as [`ShortMove::decode`] does, if all of it is there.
 pub(super) fn decode(bytes: &[u8]) -> Option<Insn> {
-    let short = ShortMove::decode(bytes)?;
+    let mut code = [0; size_of::<Code>()];
+    let length = bytes.len().min(code.len());
+    code[..length].copy_from_slice(&bytes[..length]);
+    let short = ShortMove::decode(Code::from_le_bytes(code))?;
+    if usize::from(short.length) > length {
+        return None;
+    }
     let size = short.size;
     let memory = Operand::Memory(Memory {
         segment: match short.base {

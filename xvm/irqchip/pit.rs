@@ -109,6 +109,12 @@ impl IrqChip {
         self.pit_vector.store(vector, Ordering::Relaxed);
     }
 
+    /// Whether a port may be one of the PIT's, which costs no lock.
+    #[inline]
+    pub(crate) fn may_be_pit_port(port: u16) -> bool {
+        matches!(port, 0x40..=0x43 | 0x61)
+    }
+
     /// Reads a port of the PIT; `None` when it isn't one. Not inside the window.
     pub(crate) fn pit_read(&self, port: u16) -> Option<u8> {
         let mut chips = self.chips.lock();

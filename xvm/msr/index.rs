@@ -87,3 +87,8 @@ pub(super) const PATCH_LOADER: u32 = 0xc001_0020;
 pub(super) const DC_CFG: u32 = 0xc001_1022;
 pub(super) const DE_CFG: u32 = 0xc001_1029;
 pub(super) const BU_CFG2: u32 = 0xc001_102a;
+
+/// Whether it is one of the local APIC's, in x2APIC mode.
+pub(crate) fn is_x2apic(msr: u32) -> bool {
+    (X2APIC_FIRST..=X2APIC_LAST).contains(&msr)
+}

@@ -30,6 +30,7 @@ mod mtrr;
 mod one_reg;
 
 pub(crate) use filter::MsrFilter;
+pub(super) use index::is_x2apic;
 pub(super) use index::TSC_AUX;
 pub(super) use list::feature_index_list;
 pub(super) use list::get_feature_msrs;

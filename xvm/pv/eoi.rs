@@ -47,13 +47,19 @@ impl<V: XvmOps> Vcpu<V> {
             None => false,
         };
         let Some(lapic) = &self.lapic else { return };
-        let irqchip = self.vm.irqchip();
+        let irqchip = self.irqchip();
         let told = |vector| irqchip.is_some_and(|irqchip| irqchip.wants_end(vector));
         if lapic.eoi_can_wait(offered, told) {
             let gpa = self.pv.eoi & !ENABLED;
             let told = self.main_slots().write_nofault(gpa, &[CAN_WAIT]);
             self.pv.eoi_announced = told.is_ok();
         }
+    }
+
+    /// Whether the guest is told so, and may have made an EOI when it exits.
+    #[inline]
+    pub(crate) fn eoi_is_announced(&self) -> bool {
+        self.pv.eoi_announced
     }
 
     /// After an exit: carries out the EOI that the guest has made.

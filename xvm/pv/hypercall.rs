@@ -30,6 +30,8 @@ mod number {
     pub(super) const SEND_IPI: u64 = 10;
     pub(super) const SCHED_YIELD: u64 = 11;
     pub(super) const MAP_GPA_RANGE: u64 = 12;
+    /// No known one is larger.
+    pub(super) const LAST: u64 = MAP_GPA_RANGE;
 }
 
 /// Answers (`-KVM_E*`).
@@ -90,6 +92,26 @@ impl<V: XvmOps> Vcpu<V> {
             arguments: [RBX, RCX, RDX, RSI].map(|register| gprs[register] & mask),
             wide,
         }
+    }
+
+    /// Answers a hypercall that nobody knows. `None`, and nothing has happened, for one that may be known.
+    #[inline]
+    pub(crate) fn unknown_hypercall(&mut self) -> Option<Skip> {
+        // Of code that isn't 64-bit only the lower half counts.
+        if V::gprs(&mut self.arch).0[RAX] & 0xffff_ffff <= number::LAST {
+            return None;
+        }
+        let skip = self.plan_skip()?;
+        let context = V::code_context(&self.arch);
+        let answer = match context.cpl {
+            0 => answer::ENOSYS,
+            _ => answer::EPERM,
+        };
+        V::gprs(&mut self.arch).0[RAX] = match context.code_size() {
+            CodeSize::Bits64 => answer,
+            _ => answer & 0xffff_ffff,
+        };
+        Some(skip)
     }
 
     /// Makes the guest's hypercall if that is possible inside the window.

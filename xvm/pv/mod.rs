@@ -116,18 +116,28 @@ impl<V: XvmOps> Vcpu<V> {
     #[inline]
     pub(crate) fn serve_guest(&mut self) {
         if self.shared.mailbox.take_update() {
-            self.pv.clock_changed();
-            self.update_msr_filter();
-            if self.pv.async_pf.is_used() {
-                self.pv.due |= due::ASYNC_PF;
-            }
+            self.take_update();
         }
         if self.must_serve() {
-            if self.shared.off_cpu.was_off() {
-                self.steal_time_passed();
-            }
-            self.serve();
+            self.serve_late();
         }
+    }
+
+    #[cold]
+    fn take_update(&mut self) {
+        self.pv.clock_changed();
+        self.update_msr_filter();
+        if self.pv.async_pf.is_used() {
+            self.pv.due |= due::ASYNC_PF;
+        }
+    }
+
+    #[inline(never)]
+    fn serve_late(&mut self) {
+        if self.shared.off_cpu.was_off() {
+            self.steal_time_passed();
+        }
+        self.serve();
     }
 
     /// The same for what a VMM may look at as soon as its ioctl has returned.
