@@ -29,6 +29,20 @@ const FIELDS: [Field; COUNT] = [
     field::EXIT_INSTRUCTION_LENGTH,
 ];
 
+impl Cached {
+    const fn field(self) -> Field {
+        FIELDS[self as usize]
+    }
+}
+
+/// What [`Cache::instruction`] has.
+const INSTRUCTION: [Cached; 4] = [
+    Cached::Rip,
+    Cached::Rflags,
+    Cached::Interruptibility,
+    Cached::InstructionLength,
+];
+
 /// Their values, each read from the VMCS once an exit at most, and written before the next entry if changed.
 ///
 /// # Invariants
@@ -48,10 +62,40 @@ impl Cache {
     pub(super) fn get(&self, vmcs: &Vmcs, which: Cached) -> u64 {
         let bit = 1 << which as u8;
         if self.known.get() & bit == 0 {
-            self.values[which as usize].set(vmcs.read(FIELDS[which as usize]));
+            self.values[which as usize].set(vmcs.known(which.field()));
             self.known.set(self.known.get() | bit);
         }
         self.values[which as usize].get()
+    }
+
+    /// A value, if it is known, or was changed.
+    #[inline(always)]
+    pub(super) fn if_known(&self, which: Cached) -> Option<u64> {
+        let known = self.known.get() & 1 << which as u8 != 0;
+        known.then_some(self.values[which as usize].get())
+    }
+
+    /// What carrying an instruction out takes: RIP, RFLAGS, interruptibility, and the instruction's length. Mostly none of
+    /// them is known yet.
+    #[inline(always)]
+    pub(super) fn instruction(&self, vmcs: &Vmcs) -> [u64; 4] {
+        if self.known.get() != 0 || !vmcs.is_current() {
+            return self.instruction_rarely(vmcs);
+        }
+        let values = vmcs.with_reads(|reads| INSTRUCTION.map(|which| reads.field(which.field())));
+        for (which, value) in INSTRUCTION.into_iter().zip(values) {
+            self.values[which as usize].set(value);
+        }
+        let bits = INSTRUCTION
+            .iter()
+            .fold(0, |bits, which| bits | 1 << *which as u8);
+        self.known.set(bits);
+        values
+    }
+
+    #[inline(never)]
+    fn instruction_rarely(&self, vmcs: &Vmcs) -> [u64; 4] {
+        INSTRUCTION.map(|which| self.get(vmcs, which))
     }
 
     /// Changes a value.
@@ -73,7 +117,10 @@ impl Cache {
     #[inline]
     pub(super) fn write_back(&self, vmcs: &Vmcs) {
         let changed = self.changed.replace(0);
-        if changed == 0 {
+        if changed & !(1 << Cached::Rip as u8) == 0 {
+            if changed != 0 {
+                vmcs.write_rip(self.values[Cached::Rip as usize].get());
+            }
             return;
         }
         for (n, field) in FIELDS.into_iter().take(WRITABLE).enumerate() {

@@ -150,6 +150,7 @@ pub(super) fn inject(vcpu: &mut Vcpu, event: Event) {
 }
 
 /// `XvmOps::offer_interrupt`.
+#[inline]
 pub(super) fn offer(vcpu: &mut Vcpu, offer: Offer) -> bool {
     let delivered = match offer.vector {
         Some(vector) if can_take_interrupt(vcpu) => {
@@ -219,11 +220,21 @@ fn set_trap(vcpu: &mut Vcpu, due: bool) {
     vcpu.vmcs.write(field::GUEST_PENDING_DEBUG, wanted);
 }
 
-/// After an instruction was carried out for the guest: ends the interrupt shadow and RFLAGS.RF, and makes the
-/// trap of a single-step due.
-pub(super) fn note_retired(vcpu: &mut Vcpu) {
-    set_blocking(vcpu, BLOCKING_BY_STI | BLOCKING_BY_MOV_SS, false);
-    let rflags = vcpu.cache.get(&vcpu.vmcs, Cached::Rflags);
+/// After an instruction was carried out for the guest, with these RFLAGS and interruptibility: ends the interrupt shadow and
+/// RFLAGS.RF, and makes the trap of a single-step due.
+#[inline]
+pub(super) fn note_retired(vcpu: &mut Vcpu, rflags: u64, blocking: u64) {
+    let shadow = BLOCKING_BY_STI | BLOCKING_BY_MOV_SS;
+    if blocking & shadow != 0 {
+        vcpu.cache.set(Cached::Interruptibility, blocking & !shadow);
+    }
+    if rflags & (RFLAGS_RF | RFLAGS_TF) != 0 {
+        note_rare_retired(vcpu, rflags);
+    }
+}
+
+#[cold]
+fn note_rare_retired(vcpu: &mut Vcpu, rflags: u64) {
     if rflags & RFLAGS_RF != 0 {
         vcpu.cache.set(Cached::Rflags, rflags & !RFLAGS_RF);
     }
@@ -293,7 +304,7 @@ pub(super) fn write_injection(vcpu: &Vcpu) {
 /// After an exit: keeps the event whose delivery it cut short.
 #[inline]
 pub(super) fn note_vectoring(vcpu: &mut Vcpu) {
-    let info = Info(vcpu.vmcs.read(field::IDT_VECTORING_INFO) as u32);
+    let info = Info(vcpu.vmcs.known(field::IDT_VECTORING_INFO) as u32);
     vcpu.events.vectoring = match info.is_valid() {
         false => None,
         true => Some(interrupted(vcpu, info)),

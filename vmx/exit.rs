@@ -17,6 +17,8 @@ use core::arch::asm;
 
 /// Bit of the exit reason: entry failed, and the guest did not run.
 const ENTRY_FAILURE: u32 = 1 << 31;
+/// Bits of the exit reason: the basic one.
+const BASIC: u32 = 0xffff;
 /// The #DB vector.
 const DB: u8 = 1;
 /// The #MC vector.
@@ -24,62 +26,79 @@ const MC: u8 = 18;
 
 /// Basic exit reasons (appendix C).
 mod reason {
-    pub(super) const EXCEPTION_OR_NMI: u16 = 0;
-    pub(super) const EXTERNAL_INTERRUPT: u16 = 1;
-    pub(super) const TRIPLE_FAULT: u16 = 2;
-    pub(super) const INIT: u16 = 3;
-    pub(super) const INTERRUPT_WINDOW: u16 = 7;
-    pub(super) const NMI_WINDOW: u16 = 8;
-    pub(super) const TASK_SWITCH: u16 = 9;
-    pub(super) const CPUID: u16 = 10;
-    pub(super) const GETSEC: u16 = 11;
-    pub(super) const HLT: u16 = 12;
-    pub(super) const INVD: u16 = 13;
-    pub(super) const RDPMC: u16 = 15;
-    pub(super) const VMCALL: u16 = 18;
-    pub(super) const VMCLEAR: u16 = 19;
-    pub(super) const VMXON: u16 = 27;
-    pub(super) const CONTROL_REGISTER: u16 = 28;
-    pub(super) const MOV_DR: u16 = 29;
-    pub(super) const IO: u16 = 30;
-    pub(super) const RDMSR: u16 = 31;
-    pub(super) const WRMSR: u16 = 32;
-    pub(super) const MWAIT: u16 = 36;
-    pub(super) const MONITOR: u16 = 39;
-    pub(super) const PAUSE: u16 = 40;
-    pub(super) const TPR_BELOW_THRESHOLD: u16 = 43;
-    pub(super) const EPT_VIOLATION: u16 = 48;
-    pub(super) const INVEPT: u16 = 50;
-    pub(super) const PREEMPTION_TIMER: u16 = 52;
-    pub(super) const INVVPID: u16 = 53;
-    pub(super) const WBINVD: u16 = 54;
-    pub(super) const XSETBV: u16 = 55;
+    pub(super) const EXCEPTION_OR_NMI: u32 = 0;
+    pub(super) const EXTERNAL_INTERRUPT: u32 = 1;
+    pub(super) const TRIPLE_FAULT: u32 = 2;
+    pub(super) const INIT: u32 = 3;
+    pub(super) const INTERRUPT_WINDOW: u32 = 7;
+    pub(super) const NMI_WINDOW: u32 = 8;
+    pub(super) const TASK_SWITCH: u32 = 9;
+    pub(super) const CPUID: u32 = 10;
+    pub(super) const GETSEC: u32 = 11;
+    pub(super) const HLT: u32 = 12;
+    pub(super) const INVD: u32 = 13;
+    pub(super) const RDPMC: u32 = 15;
+    pub(super) const VMCALL: u32 = 18;
+    pub(super) const VMCLEAR: u32 = 19;
+    pub(super) const VMXON: u32 = 27;
+    pub(super) const CONTROL_REGISTER: u32 = 28;
+    pub(super) const MOV_DR: u32 = 29;
+    pub(super) const IO: u32 = 30;
+    pub(super) const RDMSR: u32 = 31;
+    pub(super) const WRMSR: u32 = 32;
+    pub(super) const MWAIT: u32 = 36;
+    pub(super) const MONITOR: u32 = 39;
+    pub(super) const PAUSE: u32 = 40;
+    pub(super) const TPR_BELOW_THRESHOLD: u32 = 43;
+    pub(super) const EPT_VIOLATION: u32 = 48;
+    pub(super) const INVEPT: u32 = 50;
+    pub(super) const PREEMPTION_TIMER: u32 = 52;
+    pub(super) const INVVPID: u32 = 53;
+    pub(super) const WBINVD: u32 = 54;
+    pub(super) const XSETBV: u32 = 55;
 }
 
 /// What the exit that just happened means; `None` if it is dealt with and the guest is to be entered again.
 #[inline]
 pub(super) fn after(vcpu: &mut Vcpu) -> Option<Exit> {
-    let full = vcpu.vmcs.read(field::EXIT_REASON) as u32;
+    let full = vcpu.vmcs.known(field::EXIT_REASON) as u32;
+    match instruction(vcpu, full) {
+        None => other(vcpu, full),
+        exit => exit,
+    }
+}
+
+/// The exit of an instruction that guests execute often. No event was being delivered then.
+#[inline(always)]
+fn instruction(vcpu: &Vcpu, full: u32) -> Option<Exit> {
+    Some(match full {
+        reason::CPUID => Exit::Cpuid,
+        reason::RDMSR => Exit::MsrRead,
+        reason::WRMSR => Exit::MsrWrite,
+        reason::VMCALL => Exit::Hypercall,
+        reason::IO => Exit::Port(port(qualification(vcpu))),
+        reason::HLT => Exit::Hlt,
+        _ => return None,
+    })
+}
+
+/// Any other exit.
+#[inline(never)]
+fn other(vcpu: &mut Vcpu, full: u32) -> Option<Exit> {
     event::note_vectoring(vcpu);
     if full & ENTRY_FAILURE != 0 {
         return Some(dump::entry_failure(vcpu, full));
     }
-    Some(match full as u16 {
+    Some(match full & BASIC {
         reason::EXCEPTION_OR_NMI => exception(vcpu),
         reason::EXTERNAL_INTERRUPT | reason::INIT | reason::PREEMPTION_TIMER => Exit::Host,
         reason::TRIPLE_FAULT => Exit::TripleFault,
         reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
         reason::NMI_WINDOW => Exit::NmiWindow,
         reason::TASK_SWITCH => Exit::TaskSwitch,
-        reason::CPUID => Exit::Cpuid,
-        reason::HLT => Exit::Hlt,
         reason::INVD | reason::WBINVD => Exit::CacheFlush,
         reason::RDPMC => Exit::Refused,
-        reason::VMCALL => Exit::Hypercall,
         reason::CONTROL_REGISTER => control_register(qualification(vcpu)),
-        reason::IO => Exit::Port(port(qualification(vcpu))),
-        reason::RDMSR => Exit::MsrRead,
-        reason::WRMSR => Exit::MsrWrite,
         reason::PAUSE => Exit::Pause,
         reason::MWAIT | reason::MONITOR => Exit::MonitorMwait,
         reason::TPR_BELOW_THRESHOLD => Exit::TprChanged,
@@ -98,7 +117,7 @@ pub(super) fn after(vcpu: &mut Vcpu) -> Option<Exit> {
 }
 
 fn qualification(vcpu: &Vcpu) -> u64 {
-    vcpu.vmcs.read(field::EXIT_QUALIFICATION)
+    vcpu.vmcs.known(field::EXIT_QUALIFICATION)
 }
 
 fn exception(vcpu: &mut Vcpu) -> Exit {
@@ -163,7 +182,7 @@ fn memory(vcpu: &Vcpu) -> Exit {
     let qualification = qualification(vcpu);
     event::block_nmis_again(vcpu, qualification & 1 << 12 != 0);
     Exit::Memory(MemoryFault {
-        gpa: vcpu.vmcs.read(field::GUEST_PHYSICAL_ADDRESS),
+        gpa: vcpu.vmcs.known(field::GUEST_PHYSICAL_ADDRESS),
         write: qualification & 1 << 1 != 0,
         fetch: qualification & 1 << 2 != 0,
         // Bit 7: there is a linear address; bit 8: the access is to its translation.

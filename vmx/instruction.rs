@@ -118,6 +118,27 @@ pub(super) unsafe fn vmread(field: Field) -> Outcome<u64> {
     outcome(failed).map(|()| value)
 }
 
+/// Reads a field of the current VMCS that is there, which is not looked at: what isn't used isn't read.
+///
+/// # Safety
+///
+/// This CPU is in VMX operation with a VMCS current, and has the field.
+#[inline(always)]
+pub(super) unsafe fn vmread_known(field: Field) -> u64 {
+    let value: u64;
+    // SAFETY: By this function's contract it doesn't fail. It reads what VMWRITE and VM exits have written, which for the compiler
+    // may be any memory, and changes nothing.
+    unsafe {
+        asm!(
+            "vmread {value}, {field}",
+            field = in(reg) u64::from(field.0),
+            value = out(reg) value,
+            options(pure, readonly, nostack)
+        )
+    };
+    value
+}
+
 /// Writes a field of the current VMCS.
 ///
 /// # Safety
@@ -139,6 +160,24 @@ pub(super) unsafe fn vmwrite(field: Field, value: u64) -> Outcome {
         )
     };
     outcome(failed)
+}
+
+/// Writes a field of the current VMCS that is there and can be written to, which is not looked at.
+///
+/// # Safety
+///
+/// As for `vmwrite`, and the CPU has the field.
+#[inline(always)]
+pub(super) unsafe fn vmwrite_known(field: Field, value: u64) {
+    // SAFETY: By this function's contract.
+    unsafe {
+        asm!(
+            "vmwrite {field}, {value}",
+            field = in(reg) u64::from(field.0),
+            value = in(reg) value,
+            options(nostack)
+        )
+    };
 }
 
 /// Drops translations derived from EPT, for the EPT pointer `eptp` or all.

@@ -86,14 +86,17 @@ impl XvmOps for Vmx {
         // Outside of a window no CPU has the VMCS, and the VPID goes back when the vCPU is dropped.
     }
 
+    #[inline]
     fn open(vcpu: &mut Self::Vcpu, cpu: &Self::Cpu, irqs: &IrqsOff) {
         window::open(vcpu, cpu, irqs);
     }
 
+    #[inline]
     fn run(vcpu: &mut Self::Vcpu, _cpu: &Self::Cpu) -> Exit {
         window::run(vcpu)
     }
 
+    #[inline]
     fn close(vcpu: &mut Self::Vcpu, _cpu: &Self::Cpu, _irqs: &IrqsOff) {
         window::close(vcpu);
     }
@@ -106,6 +109,7 @@ impl XvmOps for Vmx {
         registers::store_user(vcpu)
     }
 
+    #[inline]
     fn gprs(vcpu: &mut Self::Vcpu) -> &mut Gprs {
         &mut vcpu.frame.gprs
     }
@@ -126,6 +130,7 @@ impl XvmOps for Vmx {
         msr::write(vcpu, msr, value)
     }
 
+    #[inline]
     fn code_context(vcpu: &Self::Vcpu) -> CodeContext {
         registers::code_context(vcpu)
     }
@@ -135,7 +140,7 @@ impl XvmOps for Vmx {
     }
 
     fn configure(vcpu: &mut Self::Vcpu, config: &Config) {
-        vcpu.tsc_offset.set(config.tsc_offset);
+        vcpu.vmcs.write(field::TSC_OFFSET, config.tsc_offset);
         let multiplier = config.tsc_ratio.unwrap_or(capability::TSC_UNSCALED);
         vcpu.tsc_multiplier.set(multiplier);
         vcpu.set_root(config.root);
@@ -150,6 +155,7 @@ impl XvmOps for Vmx {
         debug::set_debugging(vcpu, config.debug);
     }
 
+    #[inline]
     fn check_guest_faults(vcpu: &mut Self::Vcpu) -> Delivery {
         Delivery {
             // What was offered and not delivered for certain waits for `Exit::InterruptWindow`.
@@ -163,10 +169,12 @@ impl XvmOps for Vmx {
         event::inject(vcpu, event);
     }
 
+    #[inline]
     fn offer_interrupt(vcpu: &mut Self::Vcpu, offer: Offer) -> bool {
         event::offer(vcpu, offer)
     }
 
+    #[inline]
     fn interruptibility(vcpu: &Self::Vcpu) -> Interruptibility {
         event::interruptibility(vcpu)
     }
@@ -175,11 +183,13 @@ impl XvmOps for Vmx {
         event::set_interruptibility(vcpu, state);
     }
 
+    #[inline]
     fn update_eip(vcpu: &mut Self::Vcpu, length: Option<u8>) -> bool {
         registers::skip_instruction(vcpu, length);
         true
     }
 
+    #[inline]
     fn flush_tlb(vcpu: &mut Self::Vcpu) {
         vcpu.tlb.flush_all();
     }

@@ -84,19 +84,16 @@ pub(super) fn store_user(vcpu: &Vcpu) -> UserRegs {
 }
 
 /// `XvmOps::update_eip`.
+#[inline]
 pub(super) fn skip_instruction(vcpu: &mut Vcpu, length: Option<u8>) {
-    let length = match length {
-        Some(length) => u64::from(length),
-        None => vcpu.cache.get(&vcpu.vmcs, Cached::InstructionLength),
-    };
-    let old = vcpu.cache.get(&vcpu.vmcs, Cached::Rip);
-    let mut rip = old.wrapping_add(length);
+    let [old, rflags, blocking, told] = vcpu.cache.instruction(&vcpu.vmcs);
+    let mut rip = old.wrapping_add(length.map_or(told, u64::from));
     // Outside of 64-bit mode RIP has 32 bits, which only matters when it wraps there.
     if rip >> 32 != old >> 32 && !is_64_bit(vcpu) {
         rip &= 0xffff_ffff;
     }
     vcpu.cache.set(Cached::Rip, rip);
-    event::note_retired(vcpu);
+    event::note_retired(vcpu, rflags, blocking);
 }
 
 /// Whether the guest executes 64-bit code: IA-32e mode, and CS.L.
@@ -165,24 +162,26 @@ fn is_pae(cr0: u64, cr4: u64, efer: u64) -> bool {
     cr0 & CR0_PG != 0 && cr4 & CR4_PAE != 0 && efer & EFER_LMA == 0
 }
 
-/// `XvmOps::code_context`.
+/// `XvmOps::code_context`. The caller's use decides what of it is read.
+#[inline(always)]
 pub(super) fn code_context(vcpu: &Vcpu) -> CodeContext {
-    let vmcs = &vcpu.vmcs;
-    let mut context = CodeContext {
-        rip: vcpu.cache.get(vmcs, Cached::Rip),
-        ..CodeContext::default()
-    };
-    vmcs.with(|| {
-        let cs = segment(vmcs, seg::CS);
-        context.cs_base = cs.base;
-        context.cs_attributes = cs.attributes;
-        context.cpl = ((segment(vmcs, seg::SS).attributes >> 5) & 3) as u8;
-        context.cr0 = read_cr0(vmcs);
-        context.cr3 = vmcs.read(field::GUEST_CR3);
-        context.cr4 = read_cr4(vmcs);
-        context.efer = vmcs.read(field::GUEST_EFER);
-    });
-    context
+    let rip = vcpu.cache.if_known(Cached::Rip);
+    vcpu.vmcs.with_reads(|reads| {
+        let rights =
+            |index| AccessRights(reads.field(field::GUEST_ACCESS_RIGHTS.of_segment(index)) as u32);
+        let shown =
+            |real, shadow, guest: u64| reads.field(real) & guest | reads.field(shadow) & !guest;
+        CodeContext {
+            rip: rip.unwrap_or_else(|| reads.field(field::GUEST_RIP)),
+            cs_base: reads.field(field::GUEST_BASE.of_segment(seg::CS)),
+            cs_attributes: rights(seg::CS).attributes(),
+            cpl: (rights(seg::SS).attributes() >> 5 & 3) as u8,
+            cr0: shown(field::GUEST_CR0, field::CR0_SHADOW, CR0_GUEST),
+            cr3: reads.field(field::GUEST_CR3),
+            cr4: shown(field::GUEST_CR4, field::CR4_SHADOW, CR4_GUEST),
+            efer: reads.field(field::GUEST_EFER),
+        }
+    })
 }
 
 /// CR0 as the guest sees it.
@@ -270,6 +269,7 @@ pub(super) fn initialise(vmcs: &Vmcs) {
 }
 
 /// `XvmOps::tpr`.
+#[inline]
 pub(super) fn tpr(vcpu: &Vcpu) -> u8 {
     // SAFETY: The page is the vCPU's own and 4096 bytes long. The CPU writes the byte in the guest alone, on
     // this thread.
@@ -290,9 +290,11 @@ pub(super) fn set_tpr(vcpu: &mut Vcpu, tpr: u8) {
 /// Sets the TPR threshold to the TPR, so that any lowering of it exits and is told. Before an entry.
 #[inline]
 pub(super) fn write_tpr_threshold(vcpu: &mut Vcpu) {
-    if vcpu.primary.get() & u64::from(primary::USE_TPR_SHADOW) != 0 {
-        let tpr = tpr(vcpu);
-        vcpu.tpr_threshold.set(u64::from(tpr));
+    let tpr = u64::from(tpr(vcpu));
+    if tpr != vcpu.tpr_threshold.get()
+        && vcpu.primary.get() & u64::from(primary::USE_TPR_SHADOW) != 0
+    {
+        vcpu.tpr_threshold.set(tpr);
         vcpu.tpr_threshold.write_back(&vcpu.vmcs);
     }
 }

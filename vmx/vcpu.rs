@@ -47,7 +47,6 @@ pub(crate) struct Vcpu {
     pub(super) cache: Cache,
     pub(super) controls: Controls,
     pub(super) primary: Sticky,
-    pub(super) tsc_offset: Sticky,
     pub(super) tsc_multiplier: Sticky,
     pub(super) tpr_threshold: Sticky,
     pub(super) events: Events,
@@ -88,7 +87,6 @@ impl Vcpu {
             frame: Frame::default(),
             cache: Cache::default(),
             primary: Sticky::new(field::PRIMARY_CONTROLS, u64::from(controls.primary)),
-            tsc_offset: Sticky::new(field::TSC_OFFSET, 0),
             tsc_multiplier: Sticky::new(field::TSC_MULTIPLIER, capability::TSC_UNSCALED),
             tpr_threshold: Sticky::new(field::TPR_THRESHOLD, 0),
             events: Events::new(),
@@ -144,7 +142,6 @@ impl Vcpu {
         let (vmcs, controls) = (&self.vmcs, &self.controls);
         self.host.initialise(vmcs);
         self.primary.initialise(vmcs);
-        self.tsc_offset.initialise(vmcs);
         registers::initialise(vmcs);
         msr::initialise(vmcs);
         vmcs.write(field::PIN_CONTROLS, u64::from(controls.pin));
@@ -178,6 +175,7 @@ impl Vcpu {
         vmcs.write(field::VMCS_LINK_POINTER, u64::MAX);
         vmcs.write(field::GUEST_DR7, 0x400);
         for zero in [
+            field::TSC_OFFSET,
             field::PAGE_FAULT_MASK,
             field::PAGE_FAULT_MATCH,
             field::CR3_TARGET_COUNT,

@@ -62,6 +62,22 @@ pub(super) struct Found {
     borrowed: Option<u64>,
 }
 
+/// Reads of known fields of the current VMCS.
+///
+/// # Invariants
+///
+/// As long as it exists a VMCS of ours is current on this CPU.
+pub(super) struct Reads(());
+
+impl Reads {
+    /// Reads a field that every CPU with what xvm needs has.
+    #[inline(always)]
+    pub(super) fn field(&self, field: Field) -> u64 {
+        // SAFETY: By the type's invariant; the caller knows the field.
+        unsafe { instruction::vmread_known(field) }
+    }
+}
+
 impl Vmcs {
     /// Makes a VMCS with unset fields. May sleep.
     ///
@@ -198,6 +214,37 @@ impl Vmcs {
         // SAFETY: `current` is set, as both callers see to, so that by the type's invariant this CPU is in VMX
         // operation.
         unsafe { instruction::vmread(field) }.unwrap_or_else(|_| self.failed("VMREAD", Some(field)))
+    }
+
+    /// Reads a field that every CPU with what xvm needs has.
+    #[inline(always)]
+    pub(super) fn known(&self, field: Field) -> u64 {
+        match self.current.get() {
+            // SAFETY: By the type's invariant this CPU is in VMX operation, with this VMCS; the caller knows the field.
+            true => unsafe { instruction::vmread_known(field) },
+            false => self.read_outside(field),
+        }
+    }
+
+    /// Writes RIP, which every CPU has.
+    #[inline(always)]
+    pub(super) fn write_rip(&self, rip: u64) {
+        match self.current.get() {
+            // SAFETY: By the type's invariant this CPU is in VMX operation, with this VMCS.
+            true => unsafe { instruction::vmwrite_known(field::GUEST_RIP, rip) },
+            false => self.write_outside(field::GUEST_RIP, rip),
+        }
+    }
+
+    /// Does `reads` with this VMCS current, as [`Vmcs::with`]; what comes of reads that its result doesn't use isn't read.
+    #[inline(always)]
+    pub(super) fn with_reads<R: Default>(&self, reads: impl Fn(&Reads) -> R) -> R {
+        match self.current.get() {
+            // INVARIANT: It is current, and stays so until the call has returned.
+            true => reads(&Reads(())),
+            // INVARIANT: As above.
+            false => self.with(|| reads(&Reads(()))),
+        }
     }
 
     /// Writes a guest or control field; a failure is told by [`Vmcs::take_failure`].

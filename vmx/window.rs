@@ -33,6 +33,7 @@ pub(super) fn open(vcpu: &mut Vcpu, cpu: &Cpu, irqs: &IrqsOff) {
 }
 
 /// `XvmOps::close`.
+#[inline]
 pub(super) fn close(vcpu: &mut Vcpu) {
     if !vcpu.vmcs.is_current() {
         return;
@@ -44,6 +45,7 @@ pub(super) fn close(vcpu: &mut Vcpu) {
 }
 
 /// `XvmOps::run`.
+#[inline]
 pub(super) fn run(vcpu: &mut Vcpu) -> Exit {
     loop {
         if let Some(failure) = prepare(vcpu) {
@@ -77,7 +79,6 @@ fn prepare(vcpu: &mut Vcpu) -> Option<Exit> {
     vcpu.cache.write_back(&vcpu.vmcs);
     registers::write_tpr_threshold(vcpu);
     vcpu.primary.write_back(&vcpu.vmcs);
-    vcpu.tsc_offset.write_back(&vcpu.vmcs);
     vcpu.tlb.flush(&vcpu.vmcs);
     event::write_injection(vcpu);
     if x86::cr2() != vcpu.cr2 {
