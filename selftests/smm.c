@@ -284,6 +284,20 @@ TEST_F(smm, behind_an_exception)
 	EXPECT_FALSE(sync_in_smm(&self->vcpu));
 }
 
+/* Segments of 4 GiB: code of 16 bits may be anywhere, also when its instructions exit. */
+GUEST_CODE16(jumps, mov $0x20000, %ebp; jmp *%ebp);
+GUEST_CODE16(far_away, mov %eax, %esi; xor %eax, %eax; cpuid; mov %esi, %eax; GUEST_SYNC; rsm);
+
+TEST_F(smm, code_above_64k)
+{
+	smram_load(self->smram, SMBASE, jumps);
+	memcpy(self->smram + SMBASE + 0x20000, guest_far_away, guest_far_away_end - guest_far_away);
+	enter();
+	EXPECT_EQ(0x20000, vcpu_regs(&self->vcpu).rip & ~0xfull);
+	EXPECT_FALSE(sync_in_smm(&self->vcpu));
+	vcpu_run_to_port(&self->vcpu, PORT_DONE);
+}
+
 GUEST_CODE64(resume, rsm; GUEST_DONE);
 
 TEST_F(smm, resume_outside)

@@ -51,9 +51,8 @@ const GRANULARITY: u16 = 1 << 11;
 /// All that the VMCB has of them.
 const ATTRIBUTES: u16 = 0xfff;
 
-/// Attributes of a code segment: L and D.
+/// Attributes of a code segment: L.
 const CODE_LONG: u16 = 1 << 9;
-const CODE_32: u16 = 1 << 10;
 
 /// What the guest has of CR0 and CR4 and the CPU has not, or the other way round.
 #[derive(Clone, Copy, Debug, Default)]
@@ -188,7 +187,7 @@ impl Vcpu {
         let vmcb = self.vmcb_mut();
         let save = &mut vmcb.save;
         let behind = save.rip.wrapping_add(u64::from(length));
-        save.rip = match (behind ^ save.rip) >> 16 {
+        save.rip = match (behind ^ save.rip) >> 32 {
             0 => behind,
             // It may have wrapped.
             _ => behind & save.rip_mask(),
@@ -295,16 +294,14 @@ impl Vcpu {
 }
 
 impl Save {
-    /// The bits of RIP that count: 64, 32 or 16 by the code segment (4.8.1).
+    /// The bits of RIP that count: 64 in 64-bit code, 32 in other, also of 16 bits: with a limit above 64 KiB it may be anywhere (4.8.1).
     #[cold]
     fn rip_mask(&self) -> u64 {
         let code = self.cs.attributes;
         if self.efer & EFER_LMA != 0 && code & CODE_LONG != 0 {
             u64::MAX
-        } else if code & CODE_32 != 0 {
-            0xffff_ffff
         } else {
-            0xffff
+            0xffff_ffff
         }
     }
 }
