@@ -199,18 +199,27 @@ fn visit(state: &mut State, long: bool, each: &mut impl FnMut(usize, usize, &mut
     }
 }
 
+/// Attributes with room for the limit's bits, as in a descriptor.
+fn spread(attributes: u64) -> u64 {
+    (attributes & LOW) | ((attributes & HIGH) << 4)
+}
+
+/// The same without it.
+fn gathered(spread: u64) -> u64 {
+    (spread & LOW) | ((spread >> 4) & HIGH)
+}
+
 fn visit_long(state: &mut State, each: &mut impl FnMut(usize, usize, &mut u64)) {
     for (gpr, place) in state.gprs.iter_mut().rev().zip(0..) {
         each(GPRS_LONG + place * 8, 8, gpr);
     }
     for (segment, at) in state.segments.iter_mut().zip(SEGMENTS_LONG) {
-        // With room for the limit's bits, as in a descriptor.
-        let mut spread = segment.attributes & LOW | (segment.attributes & HIGH) << 4;
+        let mut spread = spread(segment.attributes);
         each(at, 2, &mut segment.selector);
         each(at + 2, 2, &mut spread);
         each(at + 4, 4, &mut segment.limit);
         each(at + 8, 8, &mut segment.base);
-        segment.attributes = spread & LOW | spread >> 4 & HIGH;
+        segment.attributes = gathered(spread);
     }
 }
 
@@ -220,13 +229,13 @@ fn visit_short(state: &mut State, each: &mut impl FnMut(usize, usize, &mut u64))
     }
     for (segment, (selector, hidden)) in state.segments.iter_mut().zip(SEGMENTS_SHORT) {
         // As in the descriptor's second half.
-        let mut flags = (segment.attributes & LOW | (segment.attributes & HIGH) << 4) << 8;
+        let mut flags = spread(segment.attributes) << 8;
         // Four bytes, of which two count.
         each(selector, 4, &mut segment.selector);
         each(hidden, 4, &mut flags);
         each(hidden + 4, 4, &mut segment.limit);
         each(hidden + 8, 4, &mut segment.base);
-        segment.attributes = flags >> 8 & LOW | flags >> 12 & HIGH;
+        segment.attributes = gathered(flags >> 8);
         segment.selector &= 0xffff;
     }
 }
