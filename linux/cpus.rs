@@ -4,6 +4,8 @@
 
 use super::ffi;
 use kernel::bindings;
+use kernel::cpu::CpuId;
+use kernel::cpumask::CpumaskVar;
 use kernel::prelude::*;
 use kernel::sync::SetOnce;
 
@@ -89,15 +91,33 @@ pub(crate) fn kick(cpu: u32) {
     unsafe { ffi::xvm_kick(cpu) };
 }
 
-/// Interrupts `cpu` and waits until it has taken the interrupt: what ran there with interrupts off has ended. Not with interrupts off.
-pub(crate) fn kick_and_wait(cpu: u32) {
-    // SAFETY: The function does nothing and has no argument. A CPU that is offline runs no guest; the error says so.
-    let _ = unsafe {
-        bindings::smp_call_function_single(cpu as c_int, Some(nothing), core::ptr::null_mut(), true)
-    };
-}
+/// CPUs to be interrupted together.
+pub(crate) struct Interrupted(CpumaskVar);
 
-/// # Safety
-///
-/// None.
-unsafe extern "C" fn nothing(_: *mut core::ffi::c_void) {}
+// SAFETY: The mask is memory that it owns, with no tie to a thread.
+unsafe impl Send for Interrupted {}
+
+impl Interrupted {
+    /// None. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(CpumaskVar::new_zero(GFP_KERNEL)?))
+    }
+
+    /// Adds a CPU; numbers that there aren't are ignored.
+    pub(crate) fn add(&mut self, cpu: u32) {
+        if let Some(cpu) = CpuId::from_u32(cpu) {
+            self.0.set(cpu);
+        }
+    }
+
+    /// Interrupts those that were added, but for the calling one, and waits until each has taken the interrupt: what ran there with
+    /// interrupts off has ended. Then there are none. Not with interrupts off; does not sleep.
+    pub(crate) fn interrupt_and_wait(&mut self) {
+        // SAFETY: The mask is valid and ours. CPUs that are offline are left out; they run no guest.
+        unsafe { ffi::xvm_interrupt_and_wait(self.0.as_raw()) };
+    }
+}

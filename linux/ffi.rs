@@ -24,6 +24,7 @@ extern "C" {
     pub(super) fn xvm_phys_to_virt(phys: usize) -> *mut c_void;
     pub(super) fn xvm_virt_to_phys(address: *mut c_void) -> usize;
     pub(super) fn xvm_kick(cpu: u32);
+    pub(super) fn xvm_interrupt_and_wait(cpus: *mut kernel::bindings::cpumask);
     pub(super) fn xvm_host_has(feature: u32) -> bool;
     pub(super) fn xvm_host_has_bug(bug: u32) -> bool;
     pub(super) fn xvm_cpu_dr7() -> usize;

@@ -50,6 +50,18 @@ unsigned long xvm_page_to_phys(struct page *page) { return page_to_phys(page); }
 void *xvm_phys_to_virt(unsigned long phys) { return phys_to_virt(phys); }
 unsigned long xvm_virt_to_phys(void *address) { return virt_to_phys(address); }
 void xvm_kick(unsigned int cpu) { arch_smp_send_reschedule(cpu); }
+
+static void nothing(void *unused) {}
+
+/* On those of the CPUs that are online, but for this one; then none is in the mask. */
+void xvm_interrupt_and_wait(struct cpumask *cpus)
+{
+	preempt_disable();
+	smp_call_function_many(cpus, nothing, NULL, true);
+	preempt_enable();
+	cpumask_clear(cpus);
+}
+
 bool xvm_host_has(unsigned int feature) { return boot_cpu_has(feature); }
 bool xvm_host_has_bug(unsigned int bug) { return boot_cpu_has(bug); }
 unsigned long xvm_cpu_dr7(void) { return this_cpu_read(cpu_dr7); }

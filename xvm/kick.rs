@@ -3,6 +3,7 @@
 //! Reaching a vCPU that may be in guest mode: on which CPU each one is, and making it leave.
 
 use crate::linux::cpus;
+use crate::linux::cpus::Interrupted;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -72,15 +73,25 @@ impl Presence {
 #[pin_data]
 pub(crate) struct Kick {
     #[pin]
-    vcpus: SpinLock<KVec<Arc<Presence>>>,
+    all: SpinLock<All>,
+}
+
+struct All {
+    vcpus: KVec<Arc<Presence>>,
+    /// The CPUs that they are on, when they are to leave guest mode; else none.
+    cpus: Interrupted,
 }
 
 impl Kick {
     /// No vCPU yet.
     pub(crate) fn new() -> Result<Arc<Self>> {
+        let all = All {
+            vcpus: KVec::new(),
+            cpus: Interrupted::new()?,
+        };
         Arc::pin_init(
             pin_init!(Self {
-                vcpus <- new_spinlock!(KVec::new(), "xvm_kick"),
+                all <- new_spinlock!(all, "xvm_kick"),
             }),
             GFP_KERNEL,
         )
@@ -93,9 +104,10 @@ impl Kick {
     /// `ENOMEM`.
     pub(crate) fn add(&self, vcpu: Arc<Presence>) -> Result {
         loop {
-            let want = self.vcpus.lock().len() + 1;
+            let want = self.all.lock().vcpus.len() + 1;
             let mut larger = KVec::with_capacity(want, GFP_KERNEL)?;
-            let mut vcpus = self.vcpus.lock();
+            let mut all = self.all.lock();
+            let vcpus = &mut all.vcpus;
             if vcpus.len() + 1 != want {
                 continue;
             }
@@ -103,23 +115,30 @@ impl Kick {
                 larger.push(one.clone(), GFP_ATOMIC)?;
             }
             larger.push(vcpu, GFP_ATOMIC)?;
-            core::mem::swap(&mut *vcpus, &mut larger);
-            drop(vcpus);
+            core::mem::swap(vcpus, &mut larger);
+            drop(all);
             return Ok(());
         }
     }
 
     /// Takes a vCPU away.
     pub(crate) fn remove(&self, vcpu: &Arc<Presence>) {
-        self.vcpus.lock().retain(|one| !Arc::ptr_eq(one, vcpu));
+        let mut all = self.all.lock();
+        all.vcpus.retain(|one| !Arc::ptr_eq(one, vcpu));
     }
 
     /// Has all vCPUs leave guest mode, and waits until they have. Not with interrupts off; does not sleep.
     pub(crate) fn all_and_wait(&self) {
-        for vcpu in self.vcpus.lock().iter() {
-            if let Some(cpu) = vcpu.cpu() {
-                cpus::kick_and_wait(cpu);
-            }
+        let mut all = self.all.lock();
+        let All { vcpus, cpus } = &mut *all;
+        let mut any = false;
+        for cpu in vcpus.iter().filter_map(|vcpu| vcpu.cpu()) {
+            // With the lock held this thread stays on its CPU, and that has interrupts on: no vCPU is in guest mode here.
+            cpus.add(cpu);
+            any = true;
+        }
+        if any {
+            cpus.interrupt_and_wait();
         }
     }
 }
