@@ -77,7 +77,7 @@ impl ShortMove {
             // A register operand.
             _ => return None,
         };
-        let register = modrm >> 3 & 7 | (rex & REX_R) << 1;
+        let register = ((modrm >> 3) & 7) | ((rex & REX_R) << 1);
         let mut length = 2 + width + u8::from(rex != 0);
         let with = match opcode {
             0x89 => MovedWith::From(register),
@@ -93,7 +93,7 @@ impl ShortMove {
             length,
             size: if rex & REX_W != 0 { 8 } else { 4 },
             with,
-            base: rm | (rex & REX_B) << 3,
+            base: rm | ((rex & REX_B) << 3),
             displacement,
         })
     }

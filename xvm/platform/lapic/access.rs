@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(lapic.write_msr(0x80f, 0x11ff, 0, 0), Err(Gp));
         assert!(!lapic.suppresses_eois());
         lapic.offer_eoi_suppression(true);
-        assert_eq!(lapic.read_msr(0x803, 0), Ok((VERSION | 1 << 24).into()));
+        assert_eq!(lapic.read_msr(0x803, 0), Ok((VERSION | (1 << 24)).into()));
         assert_eq!(lapic.write_msr(0x80f, 0x11ff, 0, 0), Ok(Effect::None));
         assert_eq!(lapic.read_msr(0x80f, 0), Ok(0x11ff));
         assert!(lapic.suppresses_eois());
