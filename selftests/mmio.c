@@ -242,6 +242,21 @@ TEST_F(mmio, exit_fields)
 }
 
 /* The accumulator with an absolute address, which has an opcode of its own. */
+GUEST_CODE64(after_ud, ud2; movl $0x12345678, GUEST_MMIO; GUEST_DONE);
+
+/* An access after an exception, with no exit in between, is none of that exception's. */
+TEST_F(mmio, after_exception)
+{
+	guest_load(&self->vm, after_ud);
+	guest_set_mode(&self->vcpu, MODE_LONG);
+	guest_report(&self->vm)->fixup = GUEST_CODE + 2;
+	vcpu_run_to(&self->vcpu, KVM_EXIT_MMIO);
+	EXPECT_EQ(GUEST_MMIO, self->vcpu.run->mmio.phys_addr);
+	EXPECT_EQ(6, guest_report(&self->vm)->vector);
+	vcpu_run_to_port(&self->vcpu, PORT_DONE);
+	EXPECT_EQ(1, guest_report(&self->vm)->count);
+}
+
 GUEST_CODE64(movabs_forms,
 	movabs GUEST_MMIO + 16, %al; mov %eax, %ebx; movabs GUEST_MMIO + 24, %rax; mov %rax, %rcx;
 	mov $0x7766554433221100, %rax; movabs %rax, GUEST_MMIO + 0x80; movabs %ax, GUEST_MMIO + 0x90; GUEST_DONE);
