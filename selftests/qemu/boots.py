@@ -105,6 +105,13 @@ def boot_uefi():
     boots_uefi("OVMF_CODE_4M.fd", machine="q35")
 
 
+def boot_uefi_smm():
+    """boot: q35, OVMF in system management mode, 2 CPUs"""
+    # Only code in that mode can write the flash memory.
+    secure = ["-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1"]
+    boots_uefi("OVMF_CODE_4M.secboot.fd", *secure, machine="q35,smm=on", cpus=2)
+
+
 def reboots():
     """ten reboots"""
     with Qemu() as vm:
