@@ -330,12 +330,6 @@ TEST_F(kvmclock, slots)
 	guest_clock(&self->vcpu);
 }
 
-static void *run_to_done(void *vcpu)
-{
-	vcpu_run_to_port(vcpu, PORT_DONE);
-	return NULL;
-}
-
 /* RSI times: the latest time that any vCPU has read is no later than what is read after it. */
 GUEST_CODE64(in_step, 1: mov LAST, %r8; READ_CLOCK; cmp %r8, %rax; jb 9f; mov %rax, %r11; mov %r8, %rax;
 	4: cmp %r11, %rax; jae 5f; lock cmpxchg %r11, LAST; jnz 4b; 5: dec %rsi; jnz 1b; GUEST_DONE; 9: ud2);

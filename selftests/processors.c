@@ -116,11 +116,6 @@ GUEST_CODE64(storm,
 	test $0xf, %bl; jnz 2f; movl $INIT_TO_OTHERS, APIC_ICR(%r14);
 	2: movl $STARTUP_TO_OTHERS, APIC_ICR(%r14); cmpl $0, COUNTER; je 1b; GUEST_DONE);
 
-static void *run_to_done(void *vcpu)
-{
-	return (void *)(uintptr_t)vcpu_run_to_port(vcpu, PORT_DONE);
-}
-
 /* Whatever the vCPU does: NMIs lead it to handlers that report. */
 static void *run_until_told(void *arg)
 {

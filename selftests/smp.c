@@ -20,25 +20,6 @@ static void start_vm(bool irqchip, int count)
 	}
 }
 
-/* Each has a stack of its own, and its number in RDI. */
-static void start_vcpu(int i)
-{
-	struct kvm_mp_state runnable = { .mp_state = KVM_MP_STATE_RUNNABLE };
-	struct kvm_regs regs;
-
-	guest_set_mode(&vcpus[i], MODE_LONG);
-	do_ioctl(vcpus[i].fd, KVM_SET_MP_STATE, &runnable);
-	regs = vcpu_regs(&vcpus[i]);
-	regs.rsp -= i * 0x200;
-	regs.rdi = i;
-	vcpu_set_regs(&vcpus[i], &regs);
-}
-
-static void *run_to_done(void *vcpu)
-{
-	return (void *)(uintptr_t)vcpu_run_to_port(vcpu, PORT_DONE);
-}
-
 /* A locked increment and one under a spinlock: no count is lost. RSI: how many. */
 GUEST_CODE64(counters,
 	1: lock incq COUNTER;
@@ -56,7 +37,7 @@ TEST(shared_memory)
 	for (int i = 0; i < COUNT; i++) {
 		struct kvm_regs regs;
 
-		start_vcpu(i);
+		guest_start_numbered(&vcpus[i], i);
 		regs = vcpu_regs(&vcpus[i]);
 		regs.rsi = each;
 		vcpu_set_regs(&vcpus[i], &regs);
@@ -92,7 +73,7 @@ TEST(interrupts_between_vcpus)
 	for (int i = 0; i < 2; i++) {
 		struct kvm_regs regs;
 
-		start_vcpu(i);
+		guest_start_numbered(&vcpus[i], i);
 		regs = vcpu_regs(&vcpus[i]);
 		regs.rsi = times;
 		vcpu_set_regs(&vcpus[i], &regs);
@@ -126,7 +107,7 @@ TEST(kick)
 
 		*counter = 0;
 		guest_load(&vm, spin);
-		start_vcpu(0);
+		guest_start_numbered(&vcpus[0], 0);
 		ASSERT_EQ(0, pthread_create(&thread, NULL, run_to_exception, &vcpus[0]));
 		while (!*counter)
 			sched_yield();
@@ -166,7 +147,7 @@ TEST(guests_own_shootdown)
 	for (int i = 0; i < 2; i++) {
 		struct kvm_regs regs;
 
-		start_vcpu(i);
+		guest_start_numbered(&vcpus[i], i);
 		regs = vcpu_regs(&vcpus[i]);
 		regs.rsi = scaled(2000);
 		vcpu_set_regs(&vcpus[i], &regs);

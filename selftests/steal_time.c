@@ -103,7 +103,7 @@ TEST_F(steal_time, accounted)
 /* While the guest runs its byte says so, whatever others see. */
 GUEST_CODE64(watch, 1: inc %rbx; cmpb $0, GUEST_FREE + 16; jne 9f; cmpl $0, FLAG; je 1b; GUEST_DONE; 9: ud2);
 
-static void *run_to_done(void *vcpu)
+static void *run_pinned(void *vcpu)
 {
 	pin_to_cpu(0);
 	vcpu_run_to_port(vcpu, PORT_DONE);
@@ -122,7 +122,7 @@ TEST_F(steal_time, preempted)
 	ASSERT_EQ(1, vcpu_set_msr(&self->vcpu, MSR_STEAL_TIME, GUEST_FREE | ENABLED));
 	stop = 0;
 	*flag = 0;
-	ASSERT_EQ(0, pthread_create(&runner, NULL, run_to_done, &self->vcpu));
+	ASSERT_EQ(0, pthread_create(&runner, NULL, run_pinned, &self->vcpu));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, hog, NULL));
 	end = now_ns() + 20000000000;
 	while (flushed < scaled(50) && now_ns() < end) {
@@ -182,7 +182,7 @@ TEST_F(steal_time, slots)
 	guest_load(&self->vm, watch);
 	guest_set_mode(&self->vcpu, MODE_LONG);
 	*flag = stop = 0;
-	ASSERT_EQ(0, pthread_create(&runner, NULL, run_to_done, &self->vcpu));
+	ASSERT_EQ(0, pthread_create(&runner, NULL, run_pinned, &self->vcpu));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, hog, NULL));
 	for (unsigned long n = 0; n < scaled(100); n++) {
 		ASSERT_EQ(0, vm_set_region(&self->vm, 5, 0, GUEST_HIGH, 0, memory));

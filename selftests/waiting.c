@@ -43,23 +43,10 @@ static void start(int count)
 	vm = vm_create();
 	vm_create_irqchip(&vm);
 	for (int i = 0; i < count; i++) {
-		struct kvm_mp_state runnable = { .mp_state = KVM_MP_STATE_RUNNABLE };
-		struct kvm_regs regs;
-
 		vcpus[i] = vcpu_create(&vm, i);
 		vcpu_set_supported_cpuid(&vcpus[i]);
-		guest_set_mode(&vcpus[i], MODE_LONG);
-		do_ioctl(vcpus[i].fd, KVM_SET_MP_STATE, &runnable);
-		regs = vcpu_regs(&vcpus[i]);
-		regs.rsp -= i * 0x200;
-		regs.rdi = i;
-		vcpu_set_regs(&vcpus[i], &regs);
+		guest_start_numbered(&vcpus[i], i);
 	}
-}
-
-static void *run_to_done(void *vcpu)
-{
-	return (void *)(uintptr_t)vcpu_run_to_port(vcpu, PORT_DONE);
 }
 
 static void *run_on_first_cpu(void *vcpu)

@@ -208,3 +208,21 @@ void guest_set_mode_if_possible(struct vcpu *vcpu, enum guest_mode mode)
 	try_ioctl(vcpu->fd, KVM_SET_SREGS, &sregs);
 	try_ioctl(vcpu->fd, KVM_SET_REGS, &regs);
 }
+
+void guest_start_numbered(struct vcpu *vcpu, int number)
+{
+	struct kvm_mp_state runnable = { .mp_state = KVM_MP_STATE_RUNNABLE };
+	struct kvm_regs regs;
+
+	guest_set_mode(vcpu, MODE_LONG);
+	do_ioctl(vcpu->fd, KVM_SET_MP_STATE, &runnable);
+	regs = vcpu_regs(vcpu);
+	regs.rsp -= number * 0x200;
+	regs.rdi = number;
+	vcpu_set_regs(vcpu, &regs);
+}
+
+void *run_to_done(void *vcpu)
+{
+	return (void *)(uintptr_t)vcpu_run_to_port(vcpu, PORT_DONE);
+}

@@ -44,6 +44,12 @@ enum guest_mode {
 
 /* Puts the vCPU at GUEST_CODE in a mode: registers 0, stack at GUEST_STACK, interrupts off. */
 void guest_set_mode(struct vcpu *vcpu, enum guest_mode mode);
+
+/* Makes one of several vCPUs ready to run 64-bit code: it has a stack of its own, and its number in RDI. */
+void guest_start_numbered(struct vcpu *vcpu, int number);
+
+/* A thread that runs a vCPU until the guest is done; returns what it wrote. */
+void *run_to_done(void *vcpu);
 /* The same for a vCPU that may be in a state that allows no such thing. */
 void guest_set_mode_if_possible(struct vcpu *vcpu, enum guest_mode mode);
 const char *guest_mode_name(enum guest_mode mode);
