@@ -185,11 +185,20 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     /// Handles an exit outside of the window.
+    #[inline]
     fn handle(&mut self, exit: Exit) -> Result<Next> {
         self.slots.refresh();
         match exit {
-            Exit::Memory(fault) => self.memory_fault(&fault),
             Exit::Port(access) if !access.string => self.port(&access),
+            _ => self.handle_other(exit),
+        }
+    }
+
+    /// The same for what isn't an access to a port, nearly all of which go to userspace.
+    #[inline(never)]
+    fn handle_other(&mut self, exit: Exit) -> Result<Next> {
+        match exit {
+            Exit::Memory(fault) => self.memory_fault(&fault),
             Exit::Instruction if self.config.debug.is_some() => self.debugged_instruction(),
             Exit::Port(_) | Exit::Instruction => self.emulate_exit(),
             Exit::Cr(access) => {
@@ -328,10 +337,22 @@ impl<V: XvmOps> Vcpu<V> {
     }
 
     /// Completes what userspace did for the guest since the last exit.
+    #[inline]
     fn complete(&mut self) -> Result<Next> {
-        let pending = self.pending;
-        self.pending = Pending::None;
-        match pending {
+        if let Pending::Port { access, rip } = self.pending {
+            self.pending = Pending::None;
+            self.complete_port(&access, rip);
+            return Ok(Next::Guest);
+        }
+        match self.pending {
+            Pending::None => Ok(Next::Guest),
+            _ => self.complete_other(),
+        }
+    }
+
+    #[inline(never)]
+    fn complete_other(&mut self) -> Result<Next> {
+        match core::mem::replace(&mut self.pending, Pending::None) {
             Pending::None => Ok(Next::Guest),
             Pending::Port { access, rip } => {
                 self.complete_port(&access, rip);

@@ -49,13 +49,22 @@ impl Lapic {
     /// Whether the time matters to an access at this byte offset in the xAPIC page: for the timer's registers. Callers need
     /// not look at the clock otherwise, and pass any time.
     pub fn uses_time(offset: u32) -> bool {
-        matches!(offset & !0xf, 0x320 | 0x380 | 0x390 | 0x3e0)
+        // What is used most comes before all of them.
+        offset >= 0x320 && matches!(offset & !0xf, 0x320 | 0x380 | 0x390 | 0x3e0)
     }
 
     /// Writes the aligned 32-bit word at a byte offset in the xAPIC page. `now` in nanoseconds, `tsc` is the guest's TSC.
     ///
     /// The published address may have changed afterwards.
     pub fn write(&mut self, offset: u32, value: u32, now: u64, tsc: u64) -> Effect {
+        // Nearly all writes are to these two.
+        if offset == 0x80 {
+            self.set_tpr(value as u8);
+            return Effect::None;
+        }
+        if offset == 0xb0 {
+            return self.eoi();
+        }
         if offset & 0xf != 0 {
             return Effect::None;
         }
