@@ -18,11 +18,12 @@ static inline void *userfault_map(size_t size, int *fd)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register range = { .range.len = size, .mode = UFFDIO_REGISTER_MODE_MISSING };
-	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/* What the kernel still brings in for memory that was here before finds none until it is watched. */
+	void *memory = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	*fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	range.range.start = (uintptr_t)memory;
-	if (memory == MAP_FAILED || *fd < 0 || ioctl(*fd, UFFDIO_API, &api) || ioctl(*fd, UFFDIO_REGISTER, &range))
+	if (memory == MAP_FAILED || *fd < 0 || ioctl(*fd, UFFDIO_API, &api) || ioctl(*fd, UFFDIO_REGISTER, &range) || mprotect(memory, size, PROT_READ | PROT_WRITE))
 		fatal("userfaultfd: %s", strerror(errno));
 	return memory;
 }
