@@ -5,6 +5,7 @@
 
 #include <linux/types.h>
 
+struct cpumask;
 struct page;
 struct task_struct;
 
@@ -17,6 +18,7 @@ unsigned long xvm_page_to_phys(struct page *page);
 void *xvm_phys_to_virt(unsigned long phys);
 unsigned long xvm_virt_to_phys(void *address);
 void xvm_kick(unsigned int cpu);
+void xvm_interrupt_and_wait(struct cpumask *cpus);
 bool xvm_host_has(unsigned int feature);
 bool xvm_host_has_bug(unsigned int bug);
 unsigned long xvm_cpu_dr7(void);
