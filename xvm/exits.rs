@@ -110,26 +110,12 @@ fn monitor_mwait<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
     }
 }
 
-/// CPUID where it never faults.
+/// CPUID, where it doesn't fault.
 #[inline]
 fn cpuid<V: XvmOps>(vcpu: &mut Vcpu<V>) -> Option<Skip> {
-    match vcpu.msrs.cpuid_faults() {
-        true => None,
-        false => answer_cpuid(vcpu),
+    if vcpu.msrs.cpuid_faults() && is_user(vcpu) {
+        return None;
     }
-}
-
-/// CPUID where user code must not use it.
-#[cold]
-fn cpuid_late<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
-    if vcpu.msrs.cpuid_faults() && V::code_context(&vcpu.arch).cpl != 0 {
-        return raise(vcpu, GENERAL_PROTECTION, Some(0));
-    }
-    answer_cpuid(vcpu).is_some_and(|skip| vcpu.skip(skip))
-}
-
-#[inline]
-fn answer_cpuid<V: XvmOps>(vcpu: &mut Vcpu<V>) -> Option<Skip> {
     let skip = vcpu.plan_skip()?;
     let gprs = V::gprs(&mut vcpu.arch);
     let (leaf, subleaf) = (gprs.0[RAX] as u32, gprs.0[RCX] as u32);
@@ -140,6 +126,18 @@ fn answer_cpuid<V: XvmOps>(vcpu: &mut Vcpu<V>) -> Option<Skip> {
     gprs.0[RCX] = answer.ecx.into();
     gprs.0[RDX] = answer.edx.into();
     Some(skip)
+}
+
+/// CPUID where user code must not use it; or else whose length nobody knows here.
+#[cold]
+fn cpuid_late<V: XvmOps>(vcpu: &mut Vcpu<V>) -> bool {
+    let faults = vcpu.msrs.cpuid_faults() && is_user(vcpu);
+    faults && raise(vcpu, GENERAL_PROTECTION, Some(0))
+}
+
+#[cold]
+fn is_user<V: XvmOps>(vcpu: &Vcpu<V>) -> bool {
+    V::code_context(&vcpu.arch).cpl != 0
 }
 
 /// RDMSR of a register that isn't the local APIC's, where nothing is wrong with it.
