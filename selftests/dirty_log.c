@@ -5,25 +5,16 @@
  * The long tests keep a copy of the guest's memory by the log alone while the guest writes to it: one write that the log
  * missed is a difference at the end.
  */
-#include "test.h"
+#include "dirty.h"
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
 
-#define PAGE 4096ul
 #define MIB (1024 * 1024ul)
 #define SIZE (4 * MIB)
 #define PAGES (SIZE / PAGE)
 #define WORDS (PAGES / 64)
 #define OTHER (GUEST_HIGH + 2 * SIZE)
-
-/* Writes RAX to the page at RSI, then to those RDI bytes further, RCX times; tells. */
-GUEST_CODE64(touch, 1: mov %rax, (%rsi); add %rdi, %rsi; dec %rcx; jnz 1b; GUEST_SYNC; jmp 1b);
-
-/* Writes, again and again, to pseudo-random words of the RDI + 1 (a power of two) words at RSI. RAX: not 0. */
-GUEST_CODE64(scribble,
-	1: mov %rax, %rbx; shl $13, %rbx; xor %rbx, %rax; mov %rax, %rbx; shr $7, %rbx; xor %rbx, %rax; mov %rax, %rbx; shl $17, %rbx;
-	xor %rbx, %rax; mov %rax, %rbx; shr $11, %rbx; and %rdi, %rbx; mov %rax, (%rsi,%rbx,8); inc %rdx; jmp 1b);
 
 /* Copies RCX bytes from a port, then RCX words from a device's memory at RSI, to RDI. */
 GUEST_CODE64(emulated, mov %rcx, %rbx; mov $0xe8, %edx; rep insb; GUEST_SYNC; mov %rbx, %rcx; rep movsq; GUEST_SYNC);
@@ -86,14 +77,7 @@ static void set_slot(FIXTURE_DATA(dirty_log) *self, uint32_t flags)
 /* The guest writes to count pages of slot 1, from page on, step apart. */
 static void write_pages(FIXTURE_DATA(dirty_log) *self, uint64_t page, uint64_t step, uint64_t count)
 {
-	struct kvm_regs regs = vcpu_regs(&self->vcpu);
-
-	regs.rip = GUEST_CODE;
-	regs.rax++;
-	regs.rsi = GUEST_HIGH + page * PAGE;
-	regs.rdi = step * PAGE;
-	regs.rcx = count;
-	vcpu_set_regs(&self->vcpu, &regs);
+	dirty_set_touch(&self->vcpu, page, step, count);
 	vcpu_run_to_port(&self->vcpu, PORT_SYNC);
 }
 

@@ -1,22 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Dirty rings: KVM_CAP_DIRTY_LOG_RING and _ACQ_REL, KVM_RESET_DIRTY_RINGS, KVM_EXIT_DIRTY_RING_FULL. */
-#include "test.h"
+#include "dirty.h"
 
-#define PAGE 4096ul
 #define MIB (1024 * 1024ul)
 #define SIZE (4 * MIB)
 #define PAGES (SIZE / PAGE)
 #define RING 4096u	/* bytes */
 #define ENTRIES (RING / sizeof(struct kvm_dirty_gfn))
 #define RESERVED 64
-
-/* Writes RAX to the page at RSI, then to those RDI bytes further, RCX times; tells. */
-GUEST_CODE64(touch, 1: mov %rax, (%rsi); add %rdi, %rsi; dec %rcx; jnz 1b; GUEST_SYNC; jmp 1b);
-
-/* Writes, again and again, to pseudo-random words of the RDI + 1 (a power of two) words at RSI. RAX: not 0. */
-GUEST_CODE64(scribble,
-	1: mov %rax, %rbx; shl $13, %rbx; xor %rbx, %rax; mov %rax, %rbx; shr $7, %rbx; xor %rbx, %rax; mov %rax, %rbx; shl $17, %rbx;
-	xor %rbx, %rax; mov %rax, %rbx; shr $11, %rbx; and %rdi, %rbx; mov %rax, (%rsi,%rbx,8); inc %rdx; jmp 1b);
 
 /* Copies RCX words from a device's memory at RSI to RDI. */
 GUEST_CODE64(emulated, rep movsq; GUEST_SYNC);
@@ -82,22 +73,10 @@ static struct kvm_dirty_gfn *harvest(FIXTURE_DATA(dirty_ring) *self)
 	return entry;
 }
 
-static void set_touch(FIXTURE_DATA(dirty_ring) *self, uint64_t page, uint64_t step, uint64_t count)
-{
-	struct kvm_regs regs = vcpu_regs(&self->vcpu);
-
-	regs.rip = GUEST_CODE;
-	regs.rax++;
-	regs.rsi = GUEST_HIGH + page * PAGE;
-	regs.rdi = step * PAGE;
-	regs.rcx = count;
-	vcpu_set_regs(&self->vcpu, &regs);
-}
-
 /* The guest writes to pages, which the ring then says in their order. */
 static void expect_touched(struct __test_metadata *_metadata, FIXTURE_DATA(dirty_ring) *self, uint64_t page, uint64_t step, uint64_t count)
 {
-	set_touch(self, page, step, count);
+	dirty_set_touch(&self->vcpu, page, step, count);
 	vcpu_run_to_port(&self->vcpu, PORT_SYNC);
 	for (uint64_t i = 0; i < count; i++) {
 		struct kvm_dirty_gfn *entry = harvest(self);
@@ -118,7 +97,7 @@ TEST_F(dirty_ring, entries_in_order)
 	}
 	/* What was not reset is still writable, and not told again. */
 	expect_touched(_metadata, self, 0, 1, 10);
-	set_touch(self, 0, 1, 10);
+	dirty_set_touch(&self->vcpu, 0, 1, 10);
 	vcpu_run_to_port(&self->vcpu, PORT_SYNC);
 	EXPECT_EQ(NULL, harvest(self));
 	EXPECT_EQ(10, reset(self));
@@ -129,7 +108,7 @@ TEST_F(dirty_ring, full)
 {
 	unsigned int count = 0;
 
-	set_touch(self, 0, 1, PAGES);
+	dirty_set_touch(&self->vcpu, 0, 1, PAGES);
 	for (int round = 0; round < 3; round++) {
 		vcpu_run_to(&self->vcpu, KVM_EXIT_DIRTY_RING_FULL);
 		vcpu_run_to(&self->vcpu, KVM_EXIT_DIRTY_RING_FULL);
@@ -341,7 +320,7 @@ TEST_F(dirty_ring, hostile_contents)
 	memset(self->ring, 0, RING);
 	guest_load(&self->vm, touch);
 	self->vcpu.run->immediate_exit = 0;
-	set_touch(self, 0, 1, 100);
+	dirty_set_touch(&self->vcpu, 0, 1, 100);
 	vcpu_run_to_port(&self->vcpu, PORT_SYNC);
 }
 
