@@ -114,6 +114,24 @@ TEST_F(msrs, both_ways)
 	}
 }
 
+/* AMD's CPUs keep 32 bits of where SYSENTER goes, Intel's all; whoever writes. QEMU's TCG keeps all if the hypervisor leaves it to it. */
+TEST_F(msrs, width_of_sysenter)
+{
+	uint64_t written = 0x123456789000, kept = host_is_amd() ? 0x56789000 : written, seen = 0;
+
+	for (uint32_t index = MSR_SYSENTER_ESP; index <= MSR_SYSENTER_EIP; index++) {
+		EXPECT_EQ(1, vcpu_set_msr(&self->vcpu, index, written));
+		EXPECT_EQ(1, vcpu_get_msr(&self->vcpu, index, &seen));
+		EXPECT_EQ(kept, seen) TH_LOG("MSR %#x", index);
+		if (host_is_qemu_tcg() && !device_is_xvm())
+			continue;
+		EXPECT_EQ(1, vcpu_set_msr(&self->vcpu, index, 0));
+		EXPECT_TRUE(guest_writes(&self->vcpu, index, written));
+		EXPECT_TRUE(guest_reads(&self->vcpu, index, &seen));
+		EXPECT_EQ(kept, seen) TH_LOG("MSR %#x in the guest", index);
+	}
+}
+
 /* Addresses that are not canonical, reserved bits and types: #GP for the guest, a short count for the VMM. */
 TEST_F(msrs, illegal_values)
 {

@@ -6,11 +6,9 @@ use crate::linux::page::Pages;
 use kernel::prelude::*;
 
 /// MSRs that the guest reads and writes by itself: VMLOAD and VMSAVE switch them, and WRMSR checks that addresses are
-/// canonical.
-const PASSED_THROUGH: [u32; 10] = [
+/// canonical. Where SYSENTER goes is not among them: how much of it is kept is the guest's model's to say (`msr::check`).
+const PASSED_THROUGH: [u32; 8] = [
     0x0000_0174, // SYSENTER_CS
-    0x0000_0175, // SYSENTER_ESP
-    0x0000_0176, // SYSENTER_EIP
     0xc000_0081, // STAR
     0xc000_0082, // LSTAR
     0xc000_0083, // CSTAR
