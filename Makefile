@@ -44,7 +44,7 @@ kselftest: ## the kselftests alone, on both vendors
 test-qemu: ## unmodified QEMU on /dev/xvm (SVM; a quarter of an hour)
 	@scripts/test-qemu
 
-kselftest-kvm: ## the KVM selftests of the kernel source, on /dev/kvm and on /dev/xvm (SVM)
+kselftest-kvm: ## the KVM selftests of the kernel source, on /dev/kvm and on /dev/xvm (SVM; VENDOR=vmx)
 	@scripts/kselftest-kvm
 
 bench: module tool ## the cost of exits, compared with KVM (DOC=1: write docs/comparison.md)
