@@ -43,8 +43,7 @@ impl<V: XvmOps> Vcpu<V> {
     /// Whether an address belongs to the local APIC or the IOAPIC.
     pub(crate) fn is_kernel_device(&self, gpa: u64) -> bool {
         self.at_local_apic(gpa) != Local::Nothing
-            || self.irqchip()
-                .is_some_and(|irqchip| irqchip.is_ioapic(gpa))
+            || self.irqchip().is_some_and(|irqchip| irqchip.is_ioapic(gpa))
     }
 
     /// Reads from a device in the kernel. False when there is none at this address.
@@ -60,8 +59,7 @@ impl<V: XvmOps> Vcpu<V> {
                 data.fill(0xff);
                 return true;
             }
-            Local::Nothing => self.irqchip()
-                .and_then(|irqchip| irqchip.ioapic_read(gpa)),
+            Local::Nothing => self.irqchip().and_then(|irqchip| irqchip.ioapic_read(gpa)),
         };
         let Some(value) = value else {
             return false;
@@ -89,7 +87,8 @@ impl<V: XvmOps> Vcpu<V> {
                 true
             }
             Local::Hole => true,
-            Local::Nothing => self.irqchip()
+            Local::Nothing => self
+                .irqchip()
                 .is_some_and(|irqchip| irqchip.ioapic_write(gpa, value).is_some()),
         }
     }

@@ -14,8 +14,9 @@
 //! | `enable_cap` | `KVM_ENABLE_CAP` |
 //! | **Running a guest** | |
 //! | `run`, `run_page` | `KVM_RUN`: the loop around the window; `struct kvm_run` |
+//! | `pending`, `init` | what the last exit to userspace left to be done; INIT and start-up IPIs |
 //! | `window` | owning the CPU: interrupts off, guest state loaded |
-//! | `exits` | exits that are handled inside the window |
+//! | `exits`, `outside` | exits that are handled inside the window, and outside of it |
 //! | `events`, `delivery` | events that wait; bringing them to the guest |
 //! | `halt`, `spin` | waiting in HLT; a vCPU that spins lets another go first |
 //! | `smm` | system management mode |
@@ -66,6 +67,7 @@ mod fpu;
 mod guest_debug;
 mod guest_memory;
 mod halt;
+mod init;
 mod ioeventfd;
 mod irqchip;
 mod irqfd;
@@ -79,6 +81,8 @@ mod mp_state;
 mod msr;
 mod next_insn;
 pub(crate) mod ops;
+mod outside;
+mod pending;
 mod platform;
 mod pre_fault;
 mod processors;
