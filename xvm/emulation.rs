@@ -1,35 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Carrying out an instruction for the guest: the emulator's [`Machine`] is the vCPU.
+//! Carrying out an instruction for the guest: the emulator's [`Machine`](emulate::Machine) is the vCPU.
+//!
+//! - this file: an instruction from its bytes to its end;
+//! - [`access`]: its accesses to memory;
+//! - [`machine`]: what the emulator asks of the vCPU.
 //!
 //! Memory goes to the VMM's memory, to the local APIC, to the IOAPIC, or to the VMM as an MMIO exit. Outside of the window.
 
+mod access;
+mod machine;
+
 use super::emulate;
-use super::emulate::walk;
-use super::emulate::walk::WalkError;
-use super::emulate::CodeSize;
 use super::emulate::DecodeError;
 use super::emulate::Fault;
 use super::emulate::Insn;
-use super::emulate::Machine;
-use super::emulate::Mode;
-use super::emulate::SegmentName;
 use super::emulate::Stop;
-use super::guest_memory;
-use super::guest_memory::Sleeping;
 use super::guest_memory::INSN_MAX;
-use super::platform::bus::Space;
-use super::replay;
-use super::replay::Answer;
-use super::replay::Kind;
-use super::replay::PIECE;
-use super::state::seg;
 use super::state::CodeContext;
 use super::state::SystemRegs;
 use super::state::UserRegs;
-use super::state::UNUSABLE;
 use super::vcpu::Vcpu;
-use super::vcpu::PORT_DATA;
 use super::XvmOps;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
@@ -65,13 +56,6 @@ fn refusal(error: DecodeError) -> Stop {
     }
 }
 
-/// A piece of an access that is inside of one page.
-struct Piece {
-    gpa: u64,
-    at: usize,
-    length: usize,
-}
-
 impl<'a, V: XvmOps> Emulation<'a, V> {
     pub(super) fn new(vcpu: &'a mut Vcpu<V>) -> Self {
         Self {
@@ -81,134 +65,6 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
             vcpu,
             failed: None,
         }
-    }
-
-    fn translate(&mut self, linear: u64, write: bool, fetch: bool) -> Result<u64, Stop> {
-        let paging = self.vcpu.paging(&self.context);
-        let access = walk::Access {
-            write,
-            fetch,
-            user: self.context.cpl == 3,
-            implicit: false,
-            ac: self.user.rflags & guest_memory::ALIGNMENT_CHECK != 0,
-        };
-        let slots = self.vcpu.current_slots();
-        match walk::walk(&mut Sleeping(slots), &paging, linear, access) {
-            Ok(translation) => Ok(translation.gpa),
-            Err(WalkError::Fault(fault)) => Err(Stop::Fault(fault)),
-            Err(WalkError::Table(error)) => {
-                self.failed = Some(error);
-                Err(Stop::Unknown)
-            }
-            // Other vCPUs change the tables under us: the guest executes the instruction again.
-            Err(WalkError::Contended) => {
-                self.failed = Some(EAGAIN);
-                Err(Stop::Unknown)
-            }
-        }
-    }
-
-    /// The pieces of an access, translated before any is made.
-    fn pieces(
-        &mut self,
-        linear: u64,
-        length: usize,
-        write: bool,
-    ) -> Result<[Option<Piece>; 2], Stop> {
-        let first = length.min(PAGE_SIZE - (linear % PAGE_SIZE as u64) as usize);
-        let head = Piece {
-            gpa: self.translate(linear, write, false)?,
-            at: 0,
-            length: first,
-        };
-        if first == length {
-            return Ok([Some(head), None]);
-        }
-        let next = self.context.wrap(linear.wrapping_add(first as u64));
-        let tail = Piece {
-            gpa: self.translate(next, write, false)?,
-            at: first,
-            length: length - first,
-        };
-        Ok([Some(head), Some(tail)])
-    }
-
-    fn read_piece(&mut self, gpa: u64, data: &mut [u8]) -> Result<(), Stop> {
-        match self.vcpu.current_slots().read(gpa, data) {
-            Ok(()) => return Ok(()),
-            Err(error) if error == ENXIO => {}
-            Err(error) => return Err(self.fail(error)),
-        }
-        if self.vcpu.device_read(gpa, data) {
-            return Ok(());
-        }
-        for (i, part) in data.chunks_mut(PIECE).enumerate() {
-            let access = replay::Access {
-                kind: Kind::Read,
-                address: gpa.wrapping_add((i * PIECE) as u64),
-                length: part.len() as u16,
-                data: [0; PIECE],
-            };
-            let answer = self.ask(access)?;
-            part.copy_from_slice(&answer[..part.len()]);
-        }
-        Ok(())
-    }
-
-    fn write_piece(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
-        match self.vcpu.current_slots().write(gpa, data) {
-            Ok(()) => return Ok(()),
-            Err(error) if error == ENXIO => {}
-            Err(error) => return Err(self.fail(error)),
-        }
-        if self.vcpu.device_write(gpa, data) {
-            return Ok(());
-        }
-        for (i, part) in data.chunks(PIECE).enumerate() {
-            let mut access = replay::Access {
-                kind: Kind::Write,
-                address: gpa.wrapping_add((i * PIECE) as u64),
-                length: part.len() as u16,
-                data: [0; PIECE],
-            };
-            access.data[..part.len()].copy_from_slice(part);
-            self.ask_for_write(access, part)?;
-        }
-        Ok(())
-    }
-
-    fn ask(&mut self, access: replay::Access) -> Result<[u8; PIECE], Stop> {
-        match self.vcpu.replay.access(access) {
-            Answer::Done(data) => Ok(data),
-            Answer::Ask => Err(Stop::Userspace),
-            Answer::TooMany => Err(Stop::Unknown),
-        }
-    }
-
-    /// A write is made by the VMM's stand-in, if there is one for it: once, also when the instruction is executed again.
-    fn ask_for_write(&mut self, access: replay::Access, data: &[u8]) -> Result<(), Stop> {
-        let asked = self.ask(access);
-        if asked.is_err()
-            && self.vcpu.replay.asked().is_some()
-            && self.vcpu.bus_write(Space::Memory, access.address, data)
-        {
-            self.vcpu.replay.made();
-            return Ok(());
-        }
-        asked.map(|_| ())
-    }
-
-    /// Whether the elements of a string are written to a port by the VMM's stand-in. As in KVM the first one decides for all.
-    fn written(&mut self, port: u16, size: u8, data: &[u8]) -> bool {
-        let mut elements = data.chunks(usize::from(size.max(1)));
-        let mut write = |element: &[u8]| self.vcpu.bus_write(Space::Port, port.into(), element);
-        let taken = elements.next().is_some_and(&mut write);
-        if taken {
-            elements.for_each(|element| {
-                write(element);
-            });
-        }
-        taken
     }
 
     fn fail(&mut self, error: Error) -> Stop {
@@ -265,149 +121,6 @@ impl<'a, V: XvmOps> Emulation<'a, V> {
         V::load_cpu_user_regs(&mut self.vcpu.arch, &self.user);
         V::update_eip(&mut self.vcpu.arch, Some(0));
         self.vcpu.replay.clear();
-    }
-}
-
-impl<V: XvmOps> Machine for Emulation<'_, V> {
-    fn gpr(&self, index: u8) -> u64 {
-        self.user.gprs.0[usize::from(index & 15)]
-    }
-
-    fn set_gpr(&mut self, index: u8, value: u64) {
-        self.user.gprs.0[usize::from(index & 15)] = value;
-    }
-
-    fn rip(&self) -> u64 {
-        self.user.rip
-    }
-
-    fn set_rip(&mut self, rip: u64) {
-        self.user.rip = rip;
-    }
-
-    fn rflags(&self) -> u64 {
-        self.user.rflags
-    }
-
-    fn set_rflags(&mut self, rflags: u64) {
-        self.user.rflags = rflags;
-    }
-
-    fn segment(&self, name: SegmentName) -> emulate::Segment {
-        let number = match name {
-            SegmentName::Es => seg::ES,
-            SegmentName::Cs => seg::CS,
-            SegmentName::Ss => seg::SS,
-            SegmentName::Ds => seg::DS,
-            SegmentName::Fs => seg::FS,
-            SegmentName::Gs => seg::GS,
-        };
-        let segment = &self.system.segments[number];
-        let bit = |n: u32| segment.attributes & (1 << n) != 0;
-        emulate::Segment {
-            selector: segment.selector,
-            base: segment.base,
-            limit: segment.limit,
-            typ: (segment.attributes & 0xf) as u8,
-            s: bit(4),
-            dpl: ((segment.attributes >> 5) & 3) as u8,
-            present: bit(7),
-            avl: bit(8),
-            l: bit(9),
-            db: bit(10),
-            g: bit(11),
-            unusable: segment.attributes & UNUSABLE != 0,
-        }
-    }
-
-    fn code_size(&self) -> CodeSize {
-        self.context.code_size()
-    }
-
-    fn mode(&self) -> Mode {
-        if self.system.cr0 & 1 == 0 {
-            Mode::Real
-        } else if guest_memory::is_virtual_8086(self.user.rflags) {
-            Mode::Virtual8086
-        } else {
-            Mode::Protected
-        }
-    }
-
-    fn read(&mut self, linear: u64, data: &mut [u8]) -> Result<(), Stop> {
-        for piece in self.pieces(linear, data.len(), false)?.iter().flatten() {
-            self.read_piece(piece.gpa, &mut data[piece.at..piece.at + piece.length])?;
-        }
-        Ok(())
-    }
-
-    fn check_write(&mut self, linear: u64, length: usize) -> Result<(), Stop> {
-        self.pieces(linear, length, true).map(|_| ())
-    }
-
-    fn write(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
-        for piece in self.pieces(linear, data.len(), true)?.iter().flatten() {
-            self.write_piece(piece.gpa, &data[piece.at..piece.at + piece.length])?;
-        }
-        Ok(())
-    }
-
-    fn io_permitted(&mut self, _: u16, _: u8) -> Result<(), Stop> {
-        // Both vendors check IOPL and the TSS's permission map before the intercept.
-        Ok(())
-    }
-
-    fn io_in(&mut self, port: u16, size: u8, data: &mut [u8]) -> Result<(), Stop> {
-        if size == 1
-            && data.iter_mut().all(|byte| {
-                self.vcpu
-                    .port_read(port)
-                    .map(|value| *byte = value)
-                    .is_some()
-            })
-        {
-            return Ok(());
-        }
-        let access = port_access(Kind::PortIn, port, size, data.len());
-        self.ask(access)?;
-        self.vcpu.pages.read(PORT_DATA, data);
-        Ok(())
-    }
-
-    fn io_out(&mut self, port: u16, size: u8, data: &[u8]) -> Result<(), Stop> {
-        if size == 1
-            && data
-                .iter()
-                .all(|byte| self.vcpu.port_write(port, *byte).is_some())
-        {
-            return Ok(());
-        }
-        let access = port_access(Kind::PortOut, port, size, data.len());
-        if self.vcpu.replay.asked().is_none() {
-            self.vcpu.pages.write(PORT_DATA, data);
-        }
-        let asked = self.ask(access);
-        if asked.is_err() && self.vcpu.replay.asked().is_some() && self.written(port, size, data) {
-            self.vcpu.replay.made();
-            return Ok(());
-        }
-        asked.map(|_| ())
-    }
-
-    fn commit(&mut self) {
-        self.vcpu.replay.commit();
-    }
-}
-
-/// An access to a port; its element size goes where the data of an access to memory would be.
-fn port_access(kind: Kind, port: u16, size: u8, length: usize) -> replay::Access {
-    let mut data = [0; PIECE];
-    data[0] = size;
-    replay::Access {
-        kind,
-        address: port.into(),
-        length: length as u16,
-        data,
     }
 }
 

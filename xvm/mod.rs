@@ -9,7 +9,8 @@
 //! | `vectors` | the exceptions' numbers |
 //! | `machine` | the physical machine: which vendor, what it can do |
 //! | **Files** | |
-//! | `device`, `vm`, `vcpu` | `/dev/xvm`, a VM, a vCPU: what belongs to it, its ioctls |
+//! | `device`, `vm`, `vcpu_file` | `/dev/xvm`, a VM, a vCPU: their ioctls |
+//! | `vcpu` | what belongs to a vCPU |
 //! | `extension` | `KVM_CHECK_EXTENSION`, and ioctls that are refused |
 //! | `enable_cap` | `KVM_ENABLE_CAP` |
 //! | **Running a guest** | |
@@ -103,6 +104,7 @@ mod translate;
 mod tsc;
 mod vcpu;
 mod vcpu_events;
+mod vcpu_file;
 pub(crate) mod vectors;
 mod vm;
 mod vm_platform;

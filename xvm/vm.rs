@@ -21,7 +21,7 @@ use super::stats;
 use super::targets::Targets;
 use super::tsc::Tsc;
 use super::vcpu::Shared;
-use super::vcpu::VcpuFile;
+use super::vcpu_file::VcpuFile;
 use super::XvmOps;
 use crate::linux::anon_file;
 use crate::linux::anon_file::AnonFile;
