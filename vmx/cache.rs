@@ -76,21 +76,13 @@ impl Cache {
     }
 
     /// What carrying an instruction out takes: RIP, RFLAGS, interruptibility, and the instruction's length. Mostly none of
-    /// them is known yet.
+    /// them is known yet, and isn't asked for again: they aren't kept.
     #[inline(always)]
     pub(super) fn instruction(&self, vmcs: &Vmcs) -> [u64; 4] {
         if self.known.get() != 0 || !vmcs.is_current() {
             return self.instruction_rarely(vmcs);
         }
-        let values = vmcs.with_reads(|reads| INSTRUCTION.map(|which| reads.field(which.field())));
-        for (which, value) in INSTRUCTION.into_iter().zip(values) {
-            self.values[which as usize].set(value);
-        }
-        let bits = INSTRUCTION
-            .iter()
-            .fold(0, |bits, which| bits | 1 << *which as u8);
-        self.known.set(bits);
-        values
+        vmcs.with_reads(|reads| INSTRUCTION.map(|which| reads.field(which.field())))
     }
 
     #[inline(never)]

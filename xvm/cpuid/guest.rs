@@ -47,7 +47,7 @@ struct Dynamic {
 /// What a vCPU's CPUID answers.
 pub(crate) struct GuestCpuid {
     entries: KVec<kvm_cpuid_entry2>,
-    /// Place of the first entry of the first basic and extended leaves, or `NONE`.
+    /// Place of the first entry of the first basic and extended leaves; `NONE` where there is none, and for those of [`DYNAMIC`].
     first: [[u16; KEPT]; 2],
     /// A leaf beyond the last one answers with zeros, not with the last basic leaf (APM vol 3, E.2; SDM vol 2, CPUID).
     zero_beyond: bool,
@@ -83,7 +83,9 @@ impl GuestCpuid {
         os_xsave: bool,
     ) -> Self {
         let mut first = [[NONE; KEPT]; 2];
-        for (place, entry) in entries.iter().enumerate().rev() {
+        let fixed = |entry: &kvm_cpuid_entry2| !DYNAMIC.contains(&entry.function);
+        let places = entries.iter().enumerate().rev();
+        for (place, entry) in places.filter(|(_, entry)| fixed(entry)) {
             if let Some(slot) =
                 slot(entry.function).and_then(|(range, leaf)| first[range].get_mut(leaf))
             {
@@ -154,20 +156,21 @@ impl GuestCpuid {
         &self.entries
     }
 
+    /// The entry for a leaf, if its place is kept.
     #[inline]
-    fn find(&self, leaf: u32, subleaf: u32) -> Option<&kvm_cpuid_entry2> {
+    fn kept(&self, leaf: u32, subleaf: u32) -> Option<&kvm_cpuid_entry2> {
         let [basic, extended] = &self.first;
         let kept = match leaf & EXTENDED {
             0 => basic,
             _ => extended,
         };
-        let start = kept
-            .get((leaf & !EXTENDED) as usize)
-            .map_or(0, |place| *place);
-        let rest = self.entries.get(usize::from(start)..)?;
-        rest.iter().find(|entry| {
-            entry.function == leaf && (entry.flags & INDEXED == 0 || entry.index == subleaf)
-        })
+        let start = kept.get((leaf & !EXTENDED) as usize)?;
+        find(self.entries.get(usize::from(*start)..)?, leaf, subleaf)
+    }
+
+    /// The entry for a leaf.
+    fn find(&self, leaf: u32, subleaf: u32) -> Option<&kvm_cpuid_entry2> {
+        find(&self.entries, leaf, subleaf)
     }
 
     /// The answer that the VMM set for a leaf.
@@ -192,16 +195,18 @@ impl GuestCpuid {
 
     #[inline]
     fn answer(&self, leaf: u32, subleaf: u32, state: impl Fn() -> Dynamic) -> Cpuid {
-        match self.find(leaf, subleaf) {
-            Some(entry) if !DYNAMIC.contains(&leaf) => value(entry),
-            Some(entry) => self.adjust(entry, state()),
-            None => self.answer_missing(leaf, subleaf, state()),
+        match self.kept(leaf, subleaf) {
+            Some(entry) => value(entry),
+            None => self.answer_rarely(leaf, subleaf, state()),
         }
     }
 
-    /// The answer for what has no entry.
+    /// The answer for what has no entry, or none whose place is kept.
     #[inline(never)]
-    fn answer_missing(&self, leaf: u32, subleaf: u32, state: Dynamic) -> Cpuid {
+    fn answer_rarely(&self, leaf: u32, subleaf: u32, state: Dynamic) -> Cpuid {
+        if let Some(entry) = self.find(leaf, subleaf) {
+            return self.adjust(entry, state);
+        }
         if let Some(entry) = self
             .substitute(leaf)
             .and_then(|leaf| self.find(leaf, subleaf))
@@ -266,6 +271,13 @@ impl GuestCpuid {
 fn slot(leaf: u32) -> Option<(usize, usize)> {
     let (range, leaf) = ((leaf >> 31) as usize, (leaf & !EXTENDED) as usize);
     (leaf < KEPT).then_some((range, leaf))
+}
+
+#[inline]
+fn find(entries: &[kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> Option<&kvm_cpuid_entry2> {
+    entries.iter().find(|entry| {
+        entry.function == leaf && (entry.flags & INDEXED == 0 || entry.index == subleaf)
+    })
 }
 
 fn value(entry: &kvm_cpuid_entry2) -> Cpuid {
