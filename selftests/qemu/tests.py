@@ -7,6 +7,7 @@ import devices
 import display
 import network
 import saved
+import swap
 
 # What `make test` runs.
 SHORT = [boots.boot_on, boots.boot_split, boots.boot_off, saved.migration]
@@ -20,5 +21,5 @@ ALL = [
     *[network.virtio_net, network.e1000e, network.vhost_net, network.vhost_net_split, network.vhost_net_intx],
     *[display.vga_text, display.vga_graphics],
     *[saved.snapshots, saved.migration, saved.migration_split, saved.migration_dirty_ring, saved.from_kvm_and_back],
-    debug.gdbstub,
+    *[swap.swapped_out, debug.gdbstub],
 ]
