@@ -96,8 +96,9 @@ impl UserPage {
         unsafe { ffi::xvm_page_is_huge(self.page.cast()) }
     }
 
-    /// Whether a write to it is nothing that the kernel has to be told: it is nobody's but the process's, or is known to differ
-    /// from what is stored.
+    /// Whether a write to it is nothing that the kernel has to be told: it is known to differ from what is stored, or is the
+    /// process's alone and stored nowhere. An anonymous page of the swap cache is stored, and clean if it was swapped in for a
+    /// read: the kernel drops it when it needs the memory.
     pub(crate) fn is_dirty(&self) -> bool {
         // SAFETY: As in `phys`.
         unsafe { ffi::xvm_page_is_dirty(self.page.cast()) }
@@ -186,6 +187,9 @@ pub(crate) fn huge_page(address: usize) -> Option<u64> {
         };
         if i == 0 {
             first = page.phys();
+        }
+        // They need not be one folio.
+        if !page.is_dirty() {
             page.set_dirty();
         }
         adjacent = adjacent && page.phys() == first + (i * PAGE_SIZE) as u64;

@@ -78,7 +78,7 @@ unsigned int xvm_tsc_khz(void) { return tsc_khz; }
 int xvm_rdmsr_safe(u32 msr, u64 *value) { return rdmsrq_safe(msr, value); }
 void xvm_put_page(struct page *page) { put_page(page); }
 void xvm_set_page_dirty(struct page *page) { SetPageDirty(page); }
-bool xvm_page_is_dirty(struct page *page) { return PageAnon(page) || PageDirty(page); }
+bool xvm_page_is_dirty(struct page *page) { return (PageAnon(page) && !folio_test_swapcache(page_folio(page))) || PageDirty(page); }
 bool xvm_page_is_huge(struct page *page) { return folio_test_large(page_folio(page)); }
 void xvm_put_task(struct task_struct *task) { put_task_struct(task); }
 void xvm_cond_resched(void) { cond_resched(); }
