@@ -8,6 +8,10 @@ import subprocess
 from vm import MEGABYTE, Qemu, check, expect, scratch
 
 
+# Turns the highest bit of each byte over.
+FLIP = r"tr '\000-\177\200-\377' '\200-\377\000-\177'"
+
+
 def output(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -65,9 +69,11 @@ def swapped_out():
             vm.booted()
             vm.sh("for i in 1 2 3 4 5 6 7; do dd if=/dev/urandom of=/tmp/$i bs=1M count=10 2>/dev/null; done")
             written = vm.sh("cat /tmp/? | sha256sum")
+            # What was read alone would be dropped rather than swapped out again: a write soon after it must not be lost.
+            vm.sh(f"for i in 1 2 3 4 5 6 7; do {FLIP} </tmp/$i | dd of=/tmp/$i bs=4k conv=notrunc 2>/dev/null; done")
             # Two that read at different places: one goes on while the other waits for a page.
-            both = "(cat /tmp/? | sha256sum >/root/up) & cat /tmp/7 /tmp/6 /tmp/5 /tmp/4 /tmp/3 /tmp/2 /tmp/1 >/dev/null; wait; cat /root/up"
-            expect(written, vm.sh(both), "what memory holds")
+            vm.sh(f"(cat /tmp/? | {FLIP} | sha256sum >/root/up) & cat /tmp/7 /tmp/6 /tmp/5 /tmp/4 /tmp/3 /tmp/2 /tmp/1 >/dev/null; wait")
+            expect(written, vm.sh("cat /root/up"), "what memory holds")
             told = vm.sh("awk '$1 == \"HYP:\" { print $2 + $3 }' /proc/interrupts")
             check(int(told) > 0, "the guest was told of no page")
             check(number(f"{group}/memory.stat", "pgmajfault") > 0, "nothing was swapped in")

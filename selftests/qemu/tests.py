@@ -10,7 +10,7 @@ import saved
 import swap
 
 # What `make test` runs.
-SHORT = [boots.boot_on, boots.boot_split, boots.boot_off, saved.migration]
+SHORT = [boots.boot_on, boots.boot_split, boots.boot_off, saved.migration, swap.swapped_out]
 
 ALL = [
     *[boots.boot_on, boots.boot_on_4, boots.boot_on_q35, boots.boot_on_q35_4],
