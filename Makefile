@@ -41,7 +41,7 @@ test: ## everything that is checked before a change goes in
 kselftest: ## the kselftests alone, on both vendors
 	@scripts/test kselftest
 
-test-qemu: ## unmodified QEMU on /dev/xvm (SVM; a quarter of an hour)
+test-qemu: ## unmodified QEMU on /dev/xvm (SVM; ten minutes)
 	@scripts/test-qemu
 
 kselftest-kvm: ## the KVM selftests of the kernel source, on /dev/kvm and on /dev/xvm (SVM; VENDOR=vmx)
