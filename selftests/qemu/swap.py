@@ -69,7 +69,7 @@ def swapped_out():
             vm.booted()
             vm.sh("for i in 1 2 3 4 5 6 7; do dd if=/dev/urandom of=/tmp/$i bs=1M count=10 2>/dev/null; done")
             written = vm.sh("cat /tmp/? | sha256sum")
-            # What was read alone would be dropped rather than swapped out again: a write soon after it must not be lost.
+            # The host has no reason to write a page that was only read again: a write soon after must give it one.
             vm.sh(f"for i in 1 2 3 4 5 6 7; do {FLIP} </tmp/$i | dd of=/tmp/$i bs=4k conv=notrunc 2>/dev/null; done")
             # Two that read at different places: one goes on while the other waits for a page.
             vm.sh(f"(cat /tmp/? | {FLIP} | sha256sum >/root/up) & cat /tmp/7 /tmp/6 /tmp/5 /tmp/4 /tmp/3 /tmp/2 /tmp/1 >/dev/null; wait")
